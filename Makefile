@@ -1,0 +1,35 @@
+# Everything runs in .venv; the only thing needed beforehand is Python 3.11 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: install demo test lint soak clean
+
+install: $(STAMP)
+
+# constraints.txt holds the versions the tests ran with, torch's CPU build among them; for a GPU see the README.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("kontext-tui needs Python 3.11 or newer: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: install
+	$(BIN)/kontext-tui run examples/demo.yaml
+	@echo "Look at examples/edited/"
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+soak: install
+	$(BIN)/python -m pytest -m soak
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache

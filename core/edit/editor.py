@@ -1,0 +1,135 @@
+"""One edit, from picture to picture: geometry, VAE, prompt, denoise loop, and back to the picture's own size."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from core.edit import sampling
+from core.edit.geometry import from_working, to_working, working_size
+from core.edit.loading import Model, encode_prompt
+from core.edit.runtimes import Runtime
+from core.edit.sampling import Conditioning, OnStep
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A finished edit. `model_seconds` is the part of `seconds` spent inside the model; times of steps in ms."""
+
+    image: Image.Image
+    size: tuple[int, int]
+    step_ms: tuple[float, ...]
+    seconds: float
+    model_seconds: float
+
+
+def edit(
+    model: Model,
+    runtime: Runtime,
+    image: Image.Image,
+    prompt: str,
+    *,
+    seed: int,
+    steps: int,
+    guidance: float,
+    keep_model_size: bool = False,
+    on_step: OnStep | None = None,
+) -> Edit:
+    """Edit an RGB picture by a sentence; the result has the picture's own size unless `keep_model_size`.
+
+    `on_step` may raise to stop between two steps; nothing is left behind.
+    """
+    start = time.perf_counter()
+    size = working_size(*image.size, model.spec.sizes)
+    pixels = to_pixels(to_working(image, size), model)
+    model_start = time.perf_counter()
+    latents, step_ms = edit_latents(
+        model, runtime, pixels, prompt, seed=seed, steps=steps, guidance=guidance, on_step=on_step
+    )
+    result = to_image(decode(model, latents, *size))
+    model_seconds = time.perf_counter() - model_start
+    if not keep_model_size:
+        result = from_working(result, image.size)
+    return Edit(result, size, step_ms, time.perf_counter() - start, model_seconds)
+
+
+def edit_latents(
+    model: Model,
+    runtime: Runtime,
+    pixels: Tensor,
+    prompt: str,
+    *,
+    seed: int,
+    steps: int,
+    guidance: float,
+    on_step: OnStep | None = None,
+) -> tuple[Tensor, tuple[float, ...]]:
+    """The edit on tensors: pixels [1, 3, H, W] in -1..1 -> packed latents [1, tokens, C] and the ms of each step."""
+    context = encode(model, pixels)  # [1, C, H/8, W/8]
+    _, channels, height, width = context.shape
+    latents = sampling.make_noise(seed, channels, height, width, like=context)
+    predict = runtime.begin(condition(model, context, prompt, guidance))
+    sigmas = sampling.schedule(model.scheduler, steps, image_tokens=latents.shape[1])
+    times: list[float] = []
+
+    def record(step: int, ms: float, current: Tensor) -> None:
+        times.append(ms)
+        if on_step is not None:
+            on_step(step, ms, current)
+
+    return sampling.denoise(predict, latents, sigmas, on_step=record), tuple(times)
+
+
+def condition(model: Model, context: Tensor, prompt: str, guidance: float) -> Conditioning:
+    """What stays the same over the steps. context: latents [1, C, H, W] of the conditioning image."""
+    encoded = encode_prompt(model, prompt)
+    height, width = context.shape[2:]
+    ids = [
+        sampling.token_ids(height, width, context=is_context, like=encoded.embeddings) for is_context in (False, True)
+    ]
+    return Conditioning(
+        context=sampling.pack(context),
+        prompt=encoded.embeddings,
+        pooled=encoded.pooled,
+        image_ids=torch.cat(ids),
+        text_ids=torch.zeros(encoded.embeddings.shape[1], 3).to(encoded.embeddings),
+        guidance=torch.full([1], guidance, device=model.device, dtype=torch.float32)
+        if model.transformer.config.guidance_embeds
+        else None,
+    )
+
+
+@torch.inference_mode()
+def encode(model: Model, pixels: Tensor) -> Tensor:
+    """VAE encode [1, 3, H, W] in -1..1 to scaled latents [1, C, H/8, W/8], at the mode of the distribution."""
+    config = model.vae.config
+    latents: Tensor = model.vae.encode(pixels).latent_dist.mode()
+    scaled: Tensor = (latents - config.shift_factor) * config.scaling_factor
+    return scaled
+
+
+@torch.inference_mode()
+def decode(model: Model, tokens: Tensor, width: int, height: int) -> Tensor:
+    """VAE decode packed latents [1, tokens, C] to pixels [1, 3, H, W] in -1..1 (not clipped)."""
+    config, scale = model.vae.config, model.pixels_per_latent
+    latents = sampling.unpack(tokens, height // scale, width // scale)
+    pixels: Tensor = model.vae.decode(latents / config.scaling_factor + config.shift_factor, return_dict=False)[0]
+    return pixels
+
+
+def to_pixels(image: Image.Image, model: Model) -> Tensor:
+    """An RGB picture as [1, 3, H, W] in -1..1 on the model's device."""
+    array = np.array(image, dtype=np.float32) / 255.0
+    pixels = torch.from_numpy(array.transpose(2, 0, 1)[None])
+    return (2.0 * pixels - 1.0).to(device=model.device, dtype=model.dtype)
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """[1, 3, H, W] in -1..1 as an RGB picture; values outside are clipped."""
+    array = (pixels * 0.5 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).float().numpy()[0]
+    return Image.fromarray((array * 255).round().astype(np.uint8))

@@ -1,0 +1,115 @@
+"""From a model's folder to tensors that can edit: the heavy half of `core.edit.models`."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.edit.models import ModelSpec
+from core.errors import UnavailableError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An encoded prompt: T5's [1, text tokens, joint width] and CLIP's pooled [1, pooled width]."""
+
+    embeddings: Tensor
+    pooled: Tensor
+
+
+@dataclass
+class Model:
+    """A loaded model: diffusers' and transformers' own parts, plus the prompts it has encoded so far."""
+
+    spec: ModelSpec
+    device: torch.device
+    dtype: torch.dtype
+    transformer: Any
+    vae: Any
+    scheduler: Any
+    tokenizer: Any
+    text_encoder: Any
+    tokenizer_2: Any
+    text_encoder_2: Any
+    prompts: dict[str, Prompt] = field(default_factory=dict)
+
+    @property
+    def pixels_per_latent(self) -> int:
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """`auto`: the first CUDA GPU where there is one, else the CPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def load(spec: ModelSpec, folder: Path, device: torch.device) -> Model:
+    """Load every part of the model: BF16 on a GPU, float32 on a CPU (where BF16 takes twenty times as long).
+
+    Raises UnavailableError where the files are not what their names say.
+    """
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+    from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
+
+    _quiet()
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    try:
+        return Model(
+            spec=spec,
+            device=device,
+            dtype=dtype,
+            transformer=_on(FluxTransformer2DModel, folder / "transformer", device, torch_dtype=dtype),
+            vae=_on(AutoencoderKL, folder / "vae", device, torch_dtype=dtype),
+            scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+            tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+            text_encoder=_on(CLIPTextModel, folder / "text_encoder", device, dtype=dtype),
+            tokenizer_2=AutoTokenizer.from_pretrained(folder / "tokenizer_2", local_files_only=True),
+            text_encoder_2=_on(T5EncoderModel, folder / "text_encoder_2", device, dtype=dtype),
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnavailableError(f"{spec.name} cannot be loaded from {folder}: {reason}") from error
+
+
+@torch.inference_mode()
+def encode_prompt(model: Model, text: str) -> Prompt:
+    """Encode a prompt, once per text: CLIP's pooled output and T5's tokens, as FluxKontextPipeline does."""
+    if text not in model.prompts:
+        clip_ids = _tokens(model.tokenizer, text, model.tokenizer.model_max_length)
+        t5_ids = _tokens(model.tokenizer_2, text, model.spec.text_tokens)
+        model.prompts[text] = Prompt(
+            embeddings=model.text_encoder_2(t5_ids.to(model.device))[0].to(model.dtype),
+            pooled=model.text_encoder(clip_ids.to(model.device)).pooler_output.to(model.dtype),
+        )
+    return model.prompts[text]
+
+
+def _tokens(tokenizer: Any, text: str, length: int) -> Tensor:
+    ids: Tensor = tokenizer(
+        text, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).input_ids
+    return ids
+
+
+def _on(cls: Any, folder: Path, device: torch.device, **options: Any) -> Any:
+    return cls.from_pretrained(folder, local_files_only=True, **options).to(device).eval().requires_grad_(False)
+
+
+def _quiet() -> None:
+    """Loading talks to stderr, where our own progress stands."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    logging.getLogger("diffusers").setLevel(logging.ERROR)

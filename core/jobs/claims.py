@@ -1,0 +1,274 @@
+"""What a worker does to the queue: claim a job, tell of its progress, end it.
+
+Execution is at least once; what is seen is exactly one result a turn. Every write here names the claim token, so a
+worker whose job was taken from it changes nothing (`StaleClaim`).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.errors import KontextError
+from core.jobs.database import path_to_db, transaction
+from core.jobs.events import Event
+from core.jobs.process import ProcessId, is_gone, this_process
+from core.jobs.records import Job, job_from_row
+from core.jobs.writes import close_attempt, leave_running, now_ms, write_event
+
+LEASE_MS = 30_000
+NEXT_WAITING = (
+    # Named, or the planner takes the index on states and sorts all that wait.
+    "SELECT id FROM jobs INDEXED BY jobs_waiting WHERE state = 'queued' ORDER BY priority DESC, id LIMIT 1"
+)
+
+
+class StaleClaim(KontextError):
+    """This worker no longer holds the job: it was rescued from it or cancelled. Nothing was written."""
+
+    kind = "stale"
+
+
+class Cancelled(KontextError):
+    """Somebody asked for this job to be cancelled."""
+
+    kind = "cancelled"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job that this worker holds until it finishes or releases it."""
+
+    job: Job
+    token: str
+    worker_id: int
+
+
+def register_worker(conn: sqlite3.Connection, device: str, version: str) -> int:
+    """Enter this process as a worker; returns its id."""
+    me, now = this_process(), now_ms()
+    cursor = conn.execute(
+        "INSERT INTO workers (host, boot_id, pid, start_ticks, device, version, started_at, heartbeat_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (me.host, me.boot_id, me.pid, me.start_ticks, device, version, now, now),
+    )
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid
+
+
+def stop_worker(conn: sqlite3.Connection, worker_id: int) -> None:
+    conn.execute("UPDATE workers SET stopped_at = ? WHERE id = ?", (now_ms(), worker_id))
+
+
+def rescue(conn: sqlite3.Connection) -> list[int]:
+    """Put back every running job whose worker process has ended; returns their ids."""
+    rows = conn.execute(
+        "SELECT DISTINCT w.* FROM jobs j JOIN workers w ON w.id = j.worker_id WHERE j.state = 'running'"
+    ).fetchall()
+    gone = [r["id"] for r in rows if is_gone(ProcessId(r["host"], r["boot_id"], r["pid"], r["start_ticks"]))]
+    rescued: list[int] = []
+    if not gone:
+        return rescued
+    with transaction(conn):
+        for worker_id in gone:
+            held = conn.execute(
+                "SELECT id, attempt, claim_token FROM jobs WHERE state = 'running' AND worker_id = ?",
+                (worker_id,),
+            ).fetchall()
+            for row in held:
+                close_attempt(conn, row["claim_token"], "lost", "killed", "its worker process ended")
+                leave_running(conn, row["id"], "queued")
+                write_event(conn, Event("lost", row["id"]), row["attempt"], worker_id)
+                rescued.append(row["id"])
+            conn.execute(
+                "UPDATE workers SET stopped_at = ? WHERE id = ? AND stopped_at IS NULL", (now_ms(), worker_id)
+            )
+    return rescued
+
+
+def claim(conn: sqlite3.Connection, worker_id: int, *, batch_id: int | None = None) -> Claim | None:
+    """Take the next waiting job (of one batch), or None. Highest priority first, then the oldest."""
+    now, token = now_ms(), secrets.token_hex(8)
+    waiting = NEXT_WAITING
+    if batch_id is not None:
+        waiting = (
+            "SELECT j.id FROM batch_jobs b JOIN jobs j ON j.id = b.job_id"
+            " WHERE b.batch_id = :batch AND j.state = 'queued' ORDER BY j.priority DESC, j.id LIMIT 1"
+        )
+    with transaction(conn):
+        conn.execute(
+            "UPDATE jobs SET state = 'queued', run_after = NULL WHERE state = 'scheduled' AND run_after <= ?",
+            (now,),
+        )
+        row = conn.execute(
+            "UPDATE jobs SET state = 'running', attempt = attempt + 1, claim_token = :token,"
+            " worker_id = :worker, lease_until = :lease, started_at = coalesce(started_at, :now),"
+            f" error_kind = NULL, error = NULL, updated_at = :now WHERE id = ({waiting})"
+            " AND NOT EXISTS (SELECT 1 FROM settings WHERE key = 'paused') RETURNING *",
+            {"token": token, "worker": worker_id, "lease": now + LEASE_MS, "now": now, "batch": batch_id},
+        ).fetchone()
+        if row is None:
+            return None
+        conn.execute(
+            "INSERT INTO attempts (job_id, attempt, claim_token, worker_id, started_at) VALUES (?, ?, ?, ?, ?)",
+            (row["id"], row["attempt"], token, worker_id, now),
+        )
+        write_event(conn, Event("claimed", row["id"]), row["attempt"], worker_id)
+    return Claim(job_from_row(row), token, worker_id)
+
+
+def start_turn(conn: sqlite3.Connection, claim: Claim, turn: int, *, precision: str, runtime: str) -> None:
+    with transaction(conn):
+        _fence(conn, claim)
+        conn.execute(
+            "UPDATE turns SET state = 'running', step = 0, step_ms = NULL, seconds = NULL, precision = ?,"
+            " runtime = ?, output_sha256 = NULL, output_bytes = NULL, attempt = ?, started_at = ?,"
+            " finished_at = NULL WHERE job_id = ? AND turn = ?",
+            (precision, runtime, claim.job.attempt, now_ms(), claim.job.id, turn),
+        )
+        write_event(conn, Event("turn", claim.job.id, turn), claim.job.attempt, claim.worker_id)
+
+
+def beat(conn: sqlite3.Connection, claim: Claim, turn: int, step_ms: Sequence[float]) -> None:
+    """Store the progress inside a turn and renew the lease. Raises Cancelled, StaleClaim."""
+    with transaction(conn):
+        _fence(conn, claim)
+        conn.execute(
+            "UPDATE turns SET step = ?, step_ms = ? WHERE job_id = ? AND turn = ?",
+            (len(step_ms), json.dumps(_rounded(step_ms)), claim.job.id, turn),
+        )
+        now = now_ms()
+        conn.execute("UPDATE jobs SET lease_until = ? WHERE id = ?", (now + LEASE_MS, claim.job.id))
+        conn.execute("UPDATE workers SET heartbeat_at = ? WHERE id = ?", (now, claim.worker_id))
+
+
+def stage_turn(
+    conn: sqlite3.Connection,
+    claim: Claim,
+    turn: int,
+    *,
+    output_path: str,
+    sha256: str,
+    size: int,
+    step_ms: Sequence[float],
+    seconds: float,
+    peak_bytes: int,
+) -> None:
+    """Announce the file that is about to get its name, so that a worker that dies in between left a trace:
+    the next one finds a file with this hash there and adopts it."""
+    with transaction(conn):
+        _fence(conn, claim)
+        conn.execute(
+            "UPDATE turns SET state = 'saving', step = ?, step_ms = ?, seconds = ?, peak_bytes = ?,"
+            " output_path = ?, output_sha256 = ?, output_bytes = ? WHERE job_id = ? AND turn = ?",
+            (
+                len(step_ms),
+                json.dumps(_rounded(step_ms)),
+                seconds,
+                peak_bytes,
+                path_to_db(output_path),
+                sha256,
+                size,
+                claim.job.id,
+                turn,
+            ),
+        )
+
+
+def finish_turn(conn: sqlite3.Connection, claim: Claim, turn: int) -> None:
+    """The staged file has its name: the turn is done and will not be computed again."""
+    with transaction(conn):
+        _fence(conn, claim)
+        changed = conn.execute(
+            "UPDATE turns SET state = 'done', finished_at = ? WHERE job_id = ? AND turn = ? AND state = 'saving'",
+            (now_ms(), claim.job.id, turn),
+        ).rowcount
+        if changed != 1:
+            raise StaleClaim(f"turn {turn} of job {claim.job.id} was not being saved")
+        conn.execute("DELETE FROM checkpoints WHERE job_id = ? AND turn = ?", (claim.job.id, turn))
+        write_event(conn, Event("turn_done", claim.job.id, turn), claim.job.attempt, claim.worker_id)
+
+
+def redo_turn(conn: sqlite3.Connection, claim: Claim, turn: int) -> None:
+    """Forget a result whose file has gone, so that the turn is computed again."""
+    with transaction(conn):
+        _fence(conn, claim)
+        conn.execute(
+            "UPDATE turns SET state = 'pending', output_sha256 = NULL, output_bytes = NULL"
+            " WHERE job_id = ? AND turn = ?",
+            (claim.job.id, turn),
+        )
+
+
+def note(conn: sqlite3.Connection, claim: Claim, text: str) -> None:
+    """Add a remark to the job's story, such as what was done to an unusual input."""
+    with transaction(conn):
+        _fence(conn, claim)
+        write_event(conn, Event("note", claim.job.id, data={"text": text}), claim.job.attempt, claim.worker_id)
+
+
+def finish_job(conn: sqlite3.Connection, claim: Claim) -> None:
+    """Every turn is done; the job's output is that of its last turn."""
+    with transaction(conn):
+        _fence(conn, claim)
+        conn.execute(
+            "UPDATE jobs SET output_path = (SELECT output_path FROM turns WHERE job_id = jobs.id"
+            " ORDER BY turn DESC LIMIT 1) WHERE id = ?",
+            (claim.job.id,),
+        )
+        _end(conn, claim, "done")
+
+
+def fail_job(conn: sqlite3.Connection, claim: Claim, kind: str, message: str, traceback: str | None = None) -> None:
+    """The job cannot be done: it is dead, with the reason beside it."""
+    with transaction(conn):
+        _fence(conn, claim, cancellable=False)
+        _end(conn, claim, "dead", kind, message, traceback)
+
+
+def cancel_claimed(conn: sqlite3.Connection, claim: Claim) -> None:
+    """End a job whose cancellation was asked for while this worker held it."""
+    with transaction(conn):
+        _fence(conn, claim, cancellable=False)
+        _end(conn, claim, "cancelled")
+
+
+def release(conn: sqlite3.Connection, claim: Claim) -> None:
+    """Put a claimed job back, as a worker does that was told to stop."""
+    with transaction(conn):
+        _fence(conn, claim, cancellable=False)
+        close_attempt(conn, claim.token, "released")
+        leave_running(conn, claim.job.id, "queued")
+        write_event(conn, Event("released", claim.job.id), claim.job.attempt, claim.worker_id)
+
+
+def _fence(conn: sqlite3.Connection, claim: Claim, *, cancellable: bool = True) -> None:
+    row = conn.execute(
+        "SELECT cancel_requested FROM jobs WHERE id = ? AND claim_token = ? AND state = 'running'",
+        (claim.job.id, claim.token),
+    ).fetchone()
+    if row is None:
+        raise StaleClaim(f"job {claim.job.id} is no longer held by this worker; its result was dropped")
+    if cancellable and row["cancel_requested"]:
+        raise Cancelled(f"job {claim.job.id} was cancelled")
+
+
+def _end(
+    conn: sqlite3.Connection,
+    claim: Claim,
+    state: str,
+    kind: str | None = None,
+    message: str | None = None,
+    traceback: str | None = None,
+) -> None:
+    close_attempt(conn, claim.token, state, kind, message, traceback)
+    leave_running(conn, claim.job.id, state, kind, message)
+    data = {"kind": kind, "message": message} if kind else {}
+    write_event(conn, Event(state, claim.job.id, data=data), claim.job.attempt, claim.worker_id)
+
+
+def _rounded(step_ms: Sequence[float]) -> list[float]:
+    return [round(ms, 1) for ms in step_ms]

@@ -1,0 +1,149 @@
+"""Opening `jobs.db`: one door for every command, and a plain reason when it stays shut.
+
+WAL with FULL sync: a commit that returned survives a power cut, at no cost that shows beside an edit.
+Transactions are always explicit and IMMEDIATE: a deferred one that reads and then writes fails at once with
+SQLITE_BUSY_SNAPSHOT, whatever the busy timeout.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from core.errors import DatabaseError
+
+APPLICATION_ID = 0x4B_54_55_49  # "KTUI", in the file's header: tells our queue from any other SQLite file
+VERSION = 1
+"""How many steps of `core.jobs.schema` this program knows; kept in the file as `user_version`."""
+BUSY_SECONDS = 15.0
+
+
+def connect(path: Path, *, create: bool = True) -> sqlite3.Connection:
+    """Open the queue at `path`, making or upgrading it first where needed.
+
+    Raises DatabaseError for a folder, a file that is no database or another program's, a newer schema, a missing
+    file with `create=False`, and a lock that outlasts `BUSY_SECONDS`; the file is left as it was.
+    """
+    _check_path(path, create=create)
+    try:
+        conn = _open(path)
+        try:
+            _prepare(conn, path)
+        except BaseException:
+            conn.close()
+            raise
+    except sqlite3.Error as error:
+        raise DatabaseError(_reason(path, error)) from error
+    return conn
+
+
+@contextmanager
+def transaction(conn: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """A write transaction: taken at once, committed at the end, rolled back on any exception."""
+    conn.execute("BEGIN IMMEDIATE")
+    try:
+        yield conn
+    except BaseException:
+        with suppress(sqlite3.Error):  # a full disk has rolled back already
+            conn.execute("ROLLBACK")
+        raise
+    conn.execute("COMMIT")
+
+
+@contextmanager
+def snapshot(conn: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """A read transaction: every query in it sees the same moment."""
+    conn.execute("BEGIN")
+    try:
+        yield conn
+    finally:
+        conn.execute("ROLLBACK")
+
+
+def path_to_db(path: str | os.PathLike[str]) -> str | bytes:
+    """A path as SQLite can keep it: text, or the file system's bytes where those are not UTF-8."""
+    text = os.fspath(path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(text)
+    return text
+
+
+def path_from_db(value: str | bytes) -> str:
+    """The inverse of `path_to_db`."""
+    return value if isinstance(value, str) else os.fsdecode(value)
+
+
+def _check_path(path: Path, *, create: bool) -> None:
+    if path.is_dir():
+        raise DatabaseError(f"{path} is a folder; give --db the path of a file, such as {path / 'jobs.db'}")
+    if path.exists():
+        if not path.is_file():
+            raise DatabaseError(f"{path} is not a regular file; give --db the path of a jobs.db")
+        return
+    if not create:
+        raise DatabaseError(f"{path} does not exist: no queue here yet; `kontext-tui add` or `run` makes one")
+    if not path.parent.is_dir():
+        raise DatabaseError(f"{path.parent} does not exist; make that folder or give --db another path")
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    conn = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    conn.row_factory = sqlite3.Row
+    conn.execute("PRAGMA foreign_keys = ON")
+    conn.execute("PRAGMA synchronous = FULL")
+    conn.execute(f"PRAGMA journal_size_limit = {64 << 20}")
+    return conn
+
+
+def _prepare(conn: sqlite3.Connection, path: Path) -> None:
+    """Check whose file it is before anything is written, then bring its schema up to `VERSION`."""
+    version, owner = _header(conn)
+    if version > VERSION and owner == APPLICATION_ID:
+        raise DatabaseError(
+            f"{path} has schema version {version}; this kontext-tui knows up to {VERSION}. "
+            "Update kontext-tui; the file was not touched"
+        )
+    if owner != APPLICATION_ID:
+        if version or owner or conn.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+            raise DatabaseError(f"{path} is a database of another program; give --db another path")
+        _migrate(conn)
+    elif version < VERSION:
+        _migrate(conn)
+    if conn.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        conn.execute("PRAGMA journal_mode = WAL")
+
+
+def _header(conn: sqlite3.Connection) -> tuple[int, int]:
+    version = conn.execute("PRAGMA user_version").fetchone()[0]
+    return version, conn.execute("PRAGMA application_id").fetchone()[0]
+
+
+def _migrate(conn: sqlite3.Connection) -> None:
+    from sqlite_utils import Database  # 0.2 s: only a new or an old file needs it
+
+    from core.jobs.schema import steps
+
+    # WAL first: it cannot be switched inside a transaction.
+    conn.execute("PRAGMA journal_mode = WAL")
+    with transaction(conn):  # two programs that start at once: the second finds nothing left to do
+        steps.apply(Database(conn, execute_plugins=False))
+        conn.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        conn.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _reason(path: Path, error: sqlite3.Error) -> str:
+    text = str(error)
+    if "not a database" in text:
+        return f"{path} is not a database; give --db another path, or move the file away"
+    if "malformed" in text:
+        return f"{path} is damaged ({text}); keep the file and restore a backup beside it"
+    if "locked" in text or "busy" in text:
+        return f"{path} is locked by another program for over {BUSY_SECONDS:.0f} s; close it and try again"
+    if "readonly" in text or "unable to open" in text:
+        return f"{path} cannot be written ({text}); check the folder's permissions or give --db another path"
+    return f"{path}: {text}"

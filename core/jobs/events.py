@@ -1,0 +1,32 @@
+"""What happens to jobs, told as it happens: to whoever shows progress, and to the events table for the story."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+# Steps come several times a second; they are shown, never stored as events (a turn keeps its `step_ms`).
+TRANSIENT = frozenset({"step", "waiting"})
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened. `what` is a word below; `data` is JSON-able.
+
+    added, claimed, loading, loaded {seconds}, note {text}, turn {prompt, steps, seed}, step {step, steps, ms},
+    turn_done {seconds, output, reused}, done, dead / failed {kind, message}, cancelled, released, lost (its worker
+    died), retried, waiting {jobs} (for jobs that another process is working on).
+    """
+
+    what: str
+    job_id: int | None = None
+    turn: int | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+Listener = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """A listener for those who need none."""

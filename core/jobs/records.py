@@ -1,0 +1,138 @@
+"""Jobs and turns as `jobs.db` keeps them, and the reads behind `list`, `show` and `status`."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.errors import UsageError
+from core.jobs.database import path_from_db
+
+FINAL_STATES = ("done", "dead", "cancelled")
+STATES = ("queued", "running", "scheduled", "held", "failed", "done", "dead", "cancelled")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn of a job as stored. `from_turn` 0 is the input; `state` is pending, running, saving or done."""
+
+    turn: int
+    from_turn: int
+    prompt: str
+    seed: int
+    steps: int
+    guidance: float
+    state: str
+    step_ms: tuple[float, ...]
+    seconds: float | None
+    output_path: str
+    output_sha256: str | None
+    output_bytes: int | None
+    attempt: int | None
+    precision: str | None
+    runtime: str | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as stored, without its turns."""
+
+    id: int
+    name: str
+    input_path: str
+    input_sha256: str | None
+    model: str
+    precision: str
+    runtime: str
+    output_size: str
+    output_folder: str
+    output_path: str
+    state: str
+    priority: int
+    attempt: int
+    error_kind: str | None
+    error: str | None
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+
+
+def get_job(conn: sqlite3.Connection, job_id: int) -> Job:
+    state_of(conn, job_id)
+    return job_from_row(conn.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone())
+
+
+def get_turns(conn: sqlite3.Connection, job_id: int) -> list[Turn]:
+    rows = conn.execute("SELECT * FROM turns WHERE job_id = ? ORDER BY turn", (job_id,))
+    return [_turn(row) for row in rows]
+
+
+def jobs_of(conn: sqlite3.Connection, batch_id: int) -> list[Job]:
+    """The jobs of a batch, in the order they were added."""
+    rows = conn.execute(
+        "SELECT j.* FROM batch_jobs b JOIN jobs j ON j.id = b.job_id WHERE b.batch_id = ? ORDER BY j.id",
+        (batch_id,),
+    )
+    return [job_from_row(row) for row in rows]
+
+
+def unfinished(conn: sqlite3.Connection, batch_id: int) -> int:
+    """How many jobs of a batch may still change without a person: not final, not held."""
+    row = conn.execute(
+        "SELECT count(*) FROM batch_jobs b JOIN jobs j ON j.id = b.job_id WHERE b.batch_id = ?"
+        " AND j.state IN ('queued', 'running', 'scheduled', 'failed')",
+        (batch_id,),
+    ).fetchone()
+    return int(row[0])
+
+
+def list_jobs(
+    conn: sqlite3.Connection, *, states: Sequence[str] = (), limit: int = 50, before: int | None = None
+) -> list[Job]:
+    """The newest jobs first, at most `limit`, with ids under `before`."""
+    where, values = ["id < ?"], [before if before is not None else 2**62]  # type: list[str], list[Any]
+    if states:
+        where.append(f"state IN ({', '.join('?' * len(states))})")
+        values.extend(states)
+    rows = conn.execute(f"SELECT * FROM jobs WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?", (*values, limit))
+    return [job_from_row(row) for row in rows]
+
+
+def counts(conn: sqlite3.Connection) -> dict[str, int]:
+    """Jobs by state, every state named. Kept by triggers, so it costs the same for any number of jobs."""
+    stored = {row["state"]: row["jobs"] for row in conn.execute("SELECT * FROM counts")}
+    return {state: stored.get(state, 0) for state in STATES}
+
+
+def story(conn: sqlite3.Connection, job_id: int) -> list[dict[str, Any]]:
+    """A job's events in order, each with its time in ms, the word and its data."""
+    rows = conn.execute("SELECT * FROM events WHERE job_id = ? ORDER BY id", (job_id,))
+    return [
+        {k: row[k] for k in ("at", "what", "turn", "attempt")}
+        | {"data": json.loads(row["data"]) if row["data"] else {}}
+        for row in rows
+    ]
+
+
+def job_from_row(row: sqlite3.Row) -> Job:
+    values = {name: row[name] for name in Job.__dataclass_fields__}
+    for name in ("name", "input_path", "output_folder", "output_path"):
+        values[name] = path_from_db(values[name])
+    return Job(**values)
+
+
+def _turn(row: sqlite3.Row) -> Turn:
+    values = {name: row[name] for name in Turn.__dataclass_fields__}
+    values["output_path"] = path_from_db(values["output_path"])
+    values["step_ms"] = tuple(json.loads(row["step_ms"] or "[]"))
+    return Turn(**values)
+
+
+def state_of(conn: sqlite3.Connection, job_id: int) -> str:
+    row = conn.execute("SELECT state FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    if row is None:
+        raise UsageError(f"no job {job_id} here; `kontext-tui list` shows what there is")
+    return str(row["state"])

@@ -1,0 +1,238 @@
+"""A worker: claims jobs, edits their turns, publishes the results. Killed at any moment, the next one goes on.
+
+What is finished stays finished: a turn's result gets its name before the turn is marked done, and the hash stored
+just before lets a restart adopt a file whose worker died in between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from core import __version__
+from core.edit import images, outputs
+from core.edit.studio import Session, Studio
+from core.errors import KontextError
+from core.jobs import claims
+from core.jobs.claims import Cancelled, Claim, StaleClaim
+from core.jobs.events import Event, Listener, ignore
+from core.jobs.provenance import describe
+from core.jobs.records import Turn, get_turns
+
+BEAT_SECONDS = 0.5
+"""How often progress inside a turn is stored, at most."""
+POLL_SECONDS = 0.5
+"""How often a worker with nothing to do looks again."""
+
+
+class Stopped(KontextError):
+    """The worker was told to stop; the job goes back into the queue."""
+
+    kind = "stopped"
+
+
+@dataclass
+class Worker:
+    """A worker at work on one queue. `stop` is asked between steps."""
+
+    conn: sqlite3.Connection
+    studio: Studio
+    listener: Listener = ignore
+    stop: Callable[[], bool] = lambda: False
+    id: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.id = claims.register_worker(self.conn, self.studio.device, __version__)
+
+    def tell(self, what: str, claim: Claim | None = None, turn: int | None = None, **data: object) -> None:
+        self.listener(Event(what, claim.job.id if claim else None, turn, dict(data)))
+
+
+def drain(worker: Worker, *, batch_id: int | None = None, wait: Callable[[], bool] = lambda: False) -> None:
+    """Work until nothing is left to claim and `wait` says not to wait for more. Raises Stopped."""
+    try:
+        claims.rescue(worker.conn)
+        while True:
+            if worker.stop():
+                raise Stopped("told to stop")
+            claim = claims.claim(worker.conn, worker.id, batch_id=batch_id)
+            if claim is not None:
+                run_job(worker, claim)
+            elif wait():
+                time.sleep(POLL_SECONDS)
+                claims.rescue(worker.conn)
+            else:
+                return
+    finally:
+        claims.stop_worker(worker.conn, worker.id)
+
+
+def run_job(worker: Worker, claim: Claim) -> None:
+    """Bring one claimed job to an end: done, dead, cancelled, or back in the queue (raises Stopped)."""
+    start = time.perf_counter()
+    worker.tell("claimed", claim, name=claim.job.name, attempt=claim.job.attempt)
+    try:
+        _edit_turns(worker, claim)
+        claims.finish_job(worker.conn, claim)
+        worker.tell("done", claim, seconds=time.perf_counter() - start)
+    except Cancelled:
+        claims.cancel_claimed(worker.conn, claim)
+        worker.tell("cancelled", claim)
+    except StaleClaim as error:
+        worker.tell("stale", claim, message=str(error))
+    except (Stopped, KeyboardInterrupt):
+        with suppress(StaleClaim):
+            claims.release(worker.conn, claim)
+        worker.tell("released", claim)
+        raise
+    except KontextError as error:
+        _bury(worker, claim, error.kind, str(error))
+    except Exception as error:
+        # Whatever it is, the night goes on: the reason stands beside this job and the next one is taken.
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        _bury(worker, claim, "error", f"{type(error).__name__}: {reason}", traceback.format_exc())
+
+
+def _bury(worker: Worker, claim: Claim, kind: str, message: str, trace: str | None = None) -> None:
+    with suppress(StaleClaim):
+        claims.fail_job(worker.conn, claim, kind, message, trace)
+    worker.tell("dead", claim, kind=kind, message=message)
+
+
+def _edit_turns(worker: Worker, claim: Claim) -> None:
+    job = claim.job
+    turns = _settle(worker, claim)
+    for turn in turns:
+        if turn.state == "done":
+            worker.tell("turn_done", claim, turn.turn, output=turn.output_path, seconds=turn.seconds, reused=True)
+    todo = [turn for turn in turns if turn.state != "done"]
+    if not todo:
+        return
+    picture = images.load(Path(job.input_path))
+    for text in picture.notes:
+        claims.note(worker.conn, claim, text)
+        worker.tell("note", claim, text=text)
+    outputs.check_folder(Path(job.output_path).parent)
+    worker.tell("loading", claim, model=job.model)
+    session = worker.studio.open(job.model, job.precision, job.runtime)
+    session.prepare([turn.prompt for turn in todo])
+    paths = {turn.turn: Path(turn.output_path) for turn in turns}
+    for turn in todo:
+        source = picture.rgb
+        if turn.from_turn:  # its file, not what is in memory: a restart must see the very same picture
+            source = images.load(paths[turn.from_turn]).rgb
+        paths[turn.turn] = _edit_turn(worker, claim, session, turn, turns, source, picture)
+
+
+def _settle(worker: Worker, claim: Claim) -> list[Turn]:
+    """Adopt a result whose worker died between naming the file and saying so; forget one whose file has gone."""
+    for turn in get_turns(worker.conn, claim.job.id):
+        if turn.state not in ("saving", "done"):
+            continue
+        whole = outputs.matches(Path(turn.output_path), turn.output_sha256, turn.output_bytes)
+        if turn.state == "saving" and whole:
+            claims.finish_turn(worker.conn, claim, turn.turn)
+        elif not whole:
+            claims.redo_turn(worker.conn, claim, turn.turn)
+    return get_turns(worker.conn, claim.job.id)
+
+
+def _edit_turn(
+    worker: Worker,
+    claim: Claim,
+    session: Session,
+    turn: Turn,
+    turns: list[Turn],
+    source: Image.Image,
+    picture: images.Picture,
+) -> Path:
+    """Compute one turn and publish its result; returns the file's path."""
+    start = time.perf_counter()
+    claims.start_turn(worker.conn, claim, turn.turn, precision=session.precision, runtime=session.runtime)
+    worker.tell("turn", claim, turn.turn, prompt=turn.prompt, steps=turn.steps, seed=turn.seed, turns=len(turns))
+    times: list[float] = []
+    last_beat = start
+
+    def on_step(step: int, ms: float, latents: object) -> None:
+        nonlocal last_beat
+        times.append(ms)
+        worker.tell("step", claim, turn.turn, step=step, steps=turn.steps, ms=ms)
+        if worker.stop():
+            raise Stopped("told to stop")
+        if time.perf_counter() - last_beat >= BEAT_SECONDS:
+            last_beat = time.perf_counter()
+            claims.beat(worker.conn, claim, turn.turn, times)
+
+    model_size = claim.job.output_size == "model"
+    edit = session.edit(
+        source,
+        turn.prompt,
+        seed=turn.seed,
+        steps=turn.steps,
+        guidance=turn.guidance,
+        keep_model_size=model_size,
+        on_step=on_step,
+    )
+    result = images.unflatten(edit.image, _alpha_at(picture, edit.image.size))
+    metadata = describe(
+        claim.job, turns, turn, input_sha256=picture.sha256, precision=session.precision, runtime=session.runtime
+    )
+    data = outputs.encode(result, Path(turn.output_path).suffix, metadata)
+
+    def stage(path: Path) -> None:
+        claims.stage_turn(
+            worker.conn,
+            claim,
+            turn.turn,
+            output_path=str(path),
+            sha256=hashlib.sha256(data).hexdigest(),
+            size=len(data),
+            step_ms=times,
+            seconds=time.perf_counter() - start,
+            peak_bytes=session.peak_bytes(),
+        )
+
+    path = _publish(data, Path(turn.output_path), claim, stage)
+    claims.finish_turn(worker.conn, claim, turn.turn)
+    worker.tell(
+        "turn_done",
+        claim,
+        turn.turn,
+        turns=len(turns),
+        output=str(path),
+        seconds=time.perf_counter() - start,
+        model_seconds=edit.model_seconds,
+        step_ms=times,
+        peak_bytes=session.peak_bytes(),
+        reused=False,
+    )
+    return path
+
+
+def _alpha_at(picture: images.Picture, size: tuple[int, int]) -> Image.Image | None:
+    if picture.alpha is None or picture.alpha.size == size:
+        return picture.alpha
+    return picture.alpha.resize(size, Image.Resampling.LANCZOS)
+
+
+def _publish(data: bytes, path: Path, claim: Claim, stage: Callable[[Path], None]) -> Path:
+    """Give the result its name, whole or not at all. A name that was taken meanwhile is left to its owner."""
+    while True:
+        part = outputs.write_part(data, path, claim.token)
+        try:
+            stage(path)
+            outputs.publish(part, path)
+            return path
+        except FileExistsError:
+            path = outputs.free_name(path, os.path.lexists)
+        finally:
+            part.unlink(missing_ok=True)

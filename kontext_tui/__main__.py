@@ -1,0 +1,48 @@
+"""`kontext-tui`, the command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import NoReturn
+
+from core.errors import ExitCode, KontextError
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C, by a name of our own: typer would turn KeyboardInterrupt into exit code 1."""
+
+
+def main() -> NoReturn:
+    """Run the command line; every error a user can mend is a line on stderr and an exit code, never a traceback."""
+    from kontext_tui.cli import app
+
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        app(prog_name="kontext-tui")
+        code = ExitCode.OK
+    except KontextError as error:
+        _complain(str(error))
+        code = error.exit_code
+    except _Interrupted:
+        code = ExitCode.INTERRUPTED
+    except BrokenPipeError:  # `kontext-tui list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = ExitCode.OK
+    sys.exit(code)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise _Interrupted
+
+
+def _complain(message: str) -> None:
+    from kontext_tui.text import safe_text
+
+    for line in message.splitlines():
+        print(f"kontext-tui: {safe_text(line)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

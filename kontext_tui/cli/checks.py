@@ -1,0 +1,100 @@
+"""What `doctor` looks at."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from core import __version__, paths
+from core.edit.models import MODELS, locate
+from core.errors import KontextError
+from core.jobs.database import connect
+
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "pillow",
+    "numpy",
+    "sqlite-utils",
+    "pydantic",
+    "rich",
+    "typer",
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `ok` is None for what is merely told, False for what a person should mend."""
+
+    name: str
+    ok: bool | None
+    finding: str
+
+
+def run_checks(db: Path | None) -> list[Check]:
+    return [*_versions(), *_devices(), *_models(), *_queue(paths.database(db))]
+
+
+def _versions() -> Iterator[Check]:
+    yield Check("kontext-tui", True, f"{__version__} on Python {platform.python_version()}")
+    for package in PACKAGES:
+        try:
+            yield Check(package, True, version(package))
+        except PackageNotFoundError:
+            yield Check(package, False, "not installed: reinstall kontext-tui")
+    # https://www.sqlite.org/wal.html: two connections that checkpoint at once may damage the file before 3.51.3.
+    fixed = sqlite3.sqlite_version_info >= (3, 51, 3)
+    note = "" if fixed else " (before 3.51.3: a rare WAL bug; keep backups of a queue that matters)"
+    yield Check("SQLite", True if fixed else None, sqlite3.sqlite_version + note)
+
+
+def _devices() -> Iterator[Check]:
+    import torch
+
+    if not torch.cuda.is_available():
+        yield Check(
+            "GPU",
+            None,
+            f"none: edits run on the CPU ({torch.get_num_threads()} threads), good for kontext-tiny",
+        )
+        return
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        yield Check(
+            f"cuda:{index}",
+            True,
+            f"{found.name}, {found.total_memory / 2**30:.0f} GiB, sm {found.major}{found.minor}",
+        )
+
+
+def _models() -> Iterator[Check]:
+    for name, spec in MODELS.items():
+        try:
+            yield Check(name, True, str(locate(spec)))
+        except KontextError as error:
+            # The embedded one belongs to the installation; the other is a person's choice.
+            yield Check(name, False if spec.folder else None, str(error))
+
+
+def _queue(path: Path) -> Iterator[Check]:
+    if not path.exists():
+        yield Check("queue", None, f"{path}: none yet; `add` or `run` makes it")
+        return
+    try:
+        conn = connect(path, create=False)
+    except KontextError as error:
+        yield Check("queue", False, str(error))
+        return
+    with conn:
+        damage = [row[0] for row in conn.execute("PRAGMA integrity_check(5)")]
+    conn.close()
+    whole = damage == ["ok"]
+    free = shutil.disk_usage(path.absolute().parent).free
+    yield Check("queue", whole, f"{path}: " + ("whole" if whole else "; ".join(damage)))
+    yield Check("disk", free > 1 << 30, f"{free / 2**30:.0f} GiB free beside the queue")

@@ -1,0 +1,214 @@
+"""`add`, `status`, `list`, `show`, `retry`, `cancel`: the queue, without a model."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from typing import Annotated
+
+import typer
+
+from core.errors import ExitCode, UsageError
+from kontext_tui.cli import options as opt
+
+State = Annotated[
+    list[str] | None,
+    typer.Option("--state", "-s", help="Only jobs in this state; may be repeated.", show_default=False),
+]
+
+
+def add(
+    script: opt.ScriptFile,
+    input: opt.Input = None,
+    output: opt.Output = None,
+    model: opt.Model = None,
+    precision: opt.Precision = None,
+    runtime: opt.RuntimeName = None,
+    steps: opt.Steps = None,
+    seed: opt.Seed = None,
+    again: opt.Again = False,
+    db: opt.Db = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Queue a script's pictures; `work` edits them. Asking twice for the same edit queues it once."""
+    from kontext_tui.cli.enqueue import Overrides, enqueue
+
+    overrides = Overrides(input, output, model, precision, runtime, steps, seed)
+    with opt.open_queue(db) as conn:
+        added = enqueue(conn, script, overrides, again=again, quiet=quiet)
+    if json:
+        from kontext_tui.cli.report import print_json
+
+        print_json({"batch": added.batch_id, "jobs": [{"job": j, "added": how} for j, how in added.jobs.items()]})
+    elif not quiet:
+        parts = [
+            f"{added.count('new', 'again')} queued",
+            *([f"{added.count('waiting')} in the queue already"] if added.count("waiting") else []),
+            *([f"{added.count('done')} done before"] if added.count("done") else []),
+        ]
+        print(", ".join(parts))
+
+
+def status(db: opt.Db = None, json: opt.Json = False) -> None:
+    """How many jobs there are in each state."""
+    from core.jobs.records import counts
+    from kontext_tui.cli.report import print_json, print_table
+
+    with opt.open_queue(db, create=False) as conn:
+        numbers = counts(conn)
+        paused = conn.execute("SELECT value FROM settings WHERE key = 'paused'").fetchone()
+    if json:
+        print_json({"jobs": numbers, "paused": paused["value"] if paused else None})
+        return
+    if paused:
+        print(f"paused: {paused['value']}")
+    rows = [(state, str(number)) for state, number in numbers.items() if number]
+    print_table((), rows or [("no jobs", "")], right=(1,))
+
+
+def list_(
+    state: State = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most this many.")] = 50,
+    db: opt.Db = None,
+    json: opt.Json = False,
+) -> None:
+    """The newest jobs."""
+    from core.jobs.records import STATES, get_turns, list_jobs
+    from kontext_tui.cli.report import clock, job_object, print_json, print_table
+
+    for word in state or ():
+        if word not in STATES:
+            raise UsageError(f"there is no state {word!r}; states are {', '.join(STATES)}")
+    with opt.open_queue(db, create=False) as conn:
+        jobs = list_jobs(conn, states=state or (), limit=limit)
+        if json:
+            for job in jobs:
+                print_json(job_object(job, get_turns(conn, job.id)))
+            return
+        turns = {job.id: get_turns(conn, job.id) for job in jobs}
+    rows = [
+        (
+            str(job.id),
+            job.state,
+            job.name,
+            f"{sum(t.state == 'done' for t in turns[job.id])}/{len(turns[job.id])}",
+            job.model,
+            clock(job.finished_at or job.started_at or job.created_at),
+            job.error or "",
+        )
+        for job in jobs
+    ]
+    print_table(("job", "state", "picture", "turns", "model", "at", "reason"), rows, right=(0, 3))
+
+
+def show(
+    job: Annotated[int, typer.Argument(help="A job's number.")], db: opt.Db = None, json: opt.Json = False
+) -> None:
+    """One job: its turns and its story."""
+    from core.jobs.records import get_job, get_turns, story
+    from kontext_tui.cli.report import clock, job_object, print_json, print_table
+
+    with opt.open_queue(db, create=False) as conn:
+        found, turns, events = get_job(conn, job), get_turns(conn, job), story(conn, job)
+        trace = conn.execute(
+            "SELECT traceback FROM attempts WHERE job_id = ? AND traceback IS NOT NULL ORDER BY id DESC",
+            (job,),
+        ).fetchone()
+    if json:
+        print_json(job_object(found, turns) | {"story": events, "traceback": trace["traceback"] if trace else None})
+        return
+    print_table(
+        (),
+        [
+            ("job", str(found.id)),
+            ("state", found.state + (f" ({found.error_kind}: {found.error})" if found.error else "")),
+            ("input", found.input_path),
+            ("output", found.output_path),
+            ("model", f"{found.model}, precision {found.precision}, runtime {found.runtime}"),
+            *[
+                (
+                    f"turn {t.turn}",
+                    f"{t.state}, {_origin(t.from_turn)}, seed {t.seed}, {len(t.step_ms)}/{t.steps} steps, "
+                    f"guidance {t.guidance:g}: {t.prompt}",
+                )
+                for t in turns
+            ],
+        ],
+    )
+    print()
+    print_table(
+        (),
+        [
+            (
+                clock(event["at"]),
+                event["what"] + (f" {event['turn']}" if event["turn"] else ""),
+                f"attempt {event['attempt']}" if event["attempt"] else "",
+                ", ".join(f"{key}: {value}" for key, value in event["data"].items()),
+            )
+            for event in events
+        ],
+    )
+    if trace:
+        from kontext_tui.text import safe_text
+
+        print()
+        for line in trace["traceback"].splitlines():
+            print(safe_text(line))
+
+
+def retry(
+    job: opt.JobIds = None,
+    dead: Annotated[bool, typer.Option("--dead", help="Every dead job.")] = False,
+    cancelled: Annotated[bool, typer.Option("--cancelled", help="Every cancelled job.")] = False,
+    db: opt.Db = None,
+) -> None:
+    """Queue dead or cancelled jobs again; turns that are done are kept."""
+    from core.jobs.queue import retry as queue_again
+
+    states = [word for word, wanted in (("dead", dead), ("cancelled", cancelled)) if wanted]
+    with opt.open_queue(db, create=False) as conn:
+        before = queue_again(conn, _chosen(conn, job, states))
+    _tell(
+        before,
+        {"dead": "queued again", "cancelled": "queued again", "failed": "queued again"},
+        "nothing to retry",
+    )
+
+
+def cancel(
+    job: opt.JobIds = None,
+    queued: Annotated[bool, typer.Option("--queued", help="Every job that waits.")] = False,
+    db: opt.Db = None,
+) -> None:
+    """Cancel jobs. A running one ends after its step; what is finished stays on disk."""
+    from core.jobs.queue import cancel as end
+
+    with opt.open_queue(db, create=False) as conn:
+        before = end(conn, _chosen(conn, job, ["queued", "scheduled", "held"] if queued else []))
+    _tell(
+        before,
+        {"running": "ends after its step"} | dict.fromkeys(("queued", "scheduled", "held", "failed"), "cancelled"),
+        "nothing to cancel",
+    )
+
+
+def _chosen(conn: sqlite3.Connection, ids: list[int] | None, states: list[str]) -> list[int]:
+    if not ids and not states:
+        raise UsageError("name jobs by their numbers, or a whole state (see --help)")
+    rows = conn.execute(f"SELECT id FROM jobs WHERE state IN ({', '.join('?' * len(states))}) ORDER BY id", states)
+    return [*(ids or []), *(row["id"] for row in rows)]
+
+
+def _tell(before: dict[int, str], words: dict[str, str], nothing: str) -> None:
+    """Say what became of each job; exit with 1 where one was left as it is."""
+    for job_id, state in before.items():
+        print(f"job {job_id}: {words.get(state, f'is {state}; left as it is')}")
+    if not before:
+        print(nothing, file=sys.stderr)
+    if any(state not in words for state in before.values()):
+        raise typer.Exit(ExitCode.JOBS_FAILED)
+
+
+def _origin(turn: int) -> str:
+    return f"from turn {turn}" if turn else "from the input"

@@ -1,0 +1,200 @@
+"""Telling a person on stderr how a run goes: bars on a terminal, plain lines elsewhere, nothing with `--quiet`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from core.jobs.events import Event, Listener
+from kontext_tui.text import safe_text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+@dataclass
+class Tally:
+    """What a run came to, gathered from its events."""
+
+    began: float = field(default_factory=time.perf_counter)
+    ends: dict[str, int] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+    step_ms: list[float] = field(default_factory=list)
+    turn_seconds: list[float] = field(default_factory=list)
+    job_seconds: float = 0.0
+    model_seconds: float = 0.0
+    load_seconds: float = 0.0
+    first_step_seconds: float | None = None
+    peak_bytes: int = 0
+
+    def add(self, event: Event) -> None:
+        data = event.data
+        if event.what == "claimed" and event.job_id is not None:
+            self.names[event.job_id] = data["name"]
+        elif event.what == "loaded":
+            self.load_seconds += data["seconds"]
+        elif event.what == "step":
+            self.step_ms.append(data["ms"])
+            if self.first_step_seconds is None:
+                self.first_step_seconds = time.perf_counter() - self.began
+        elif event.what == "turn_done" and not data["reused"]:
+            self.turn_seconds.append(data["seconds"])
+            self.model_seconds += data["model_seconds"]
+            self.peak_bytes = max(self.peak_bytes, data["peak_bytes"])
+        elif event.what in ("done", "dead", "cancelled", "reused"):
+            self.ends[event.what] = self.ends.get(event.what, 0) + 1
+            self.job_seconds += data.get("seconds", 0.0)
+
+    def name(self, event: Event) -> str:
+        return safe_text(self.names.get(event.job_id or 0, f"job {event.job_id}"), 60)
+
+    def summary(self) -> list[str]:
+        """The closing lines: what ended how, and what it took."""
+        words = {"done": "done", "reused": "done before", "dead": "failed", "cancelled": "cancelled"}
+        ends = ", ".join(f"{n} {words[what]}" for what, n in self.ends.items()) or "nothing to do"
+        lines = [f"{ends} in {duration(time.perf_counter() - self.began)}"]
+        if self.turn_seconds:
+            working = max(self.job_seconds - self.load_seconds, self.model_seconds)
+            lines.append(
+                f"{len(self.turn_seconds)} turns, {median(self.turn_seconds):.2f} s a turn, "
+                f"{median(self.step_ms):.0f} ms a step (medians); "
+                f"{1 - self.model_seconds / working:.0%} of the jobs' time outside the model"
+            )
+            lines.append(
+                f"model loaded in {self.load_seconds:.1f} s, first step after {self.first_step_seconds:.1f} s; "
+                f"peak memory {size(self.peak_bytes)}"
+            )
+        return lines
+
+
+@contextmanager
+def narrator(total: int, *, quiet: bool) -> Iterator[Listener]:
+    """A listener that shows a run of `total` jobs on stderr, and sums it up at the end."""
+    tally = Tally()
+    if quiet:
+        yield tally.add
+        return
+    if sys.stderr.isatty():
+        with _bars(total) as progress:
+            bars = _Bars(progress, total, tally)
+            yield bars.show
+    else:
+        yield _Lines(total, tally).show
+    for line in tally.summary():
+        print(line, file=sys.stderr)
+
+
+@dataclass
+class _Lines:
+    """One plain line a turn and a job, for logs."""
+
+    total: int
+    tally: Tally
+
+    def show(self, event: Event) -> None:
+        self.tally.add(event)
+        line = sentence(event, self.tally)
+        if line:
+            print(line, file=sys.stderr, flush=True)
+
+
+@dataclass
+class _Bars:
+    """A bar for the batch and one for the turn at work, with lines above them for what is finished."""
+
+    progress: Progress
+    total: int
+    tally: Tally
+
+    def __post_init__(self) -> None:
+        self.batch = self.progress.add_task("pictures", total=self.total, detail="")
+        self.turn = self.progress.add_task("loading", total=None, detail="")
+
+    def show(self, event: Event) -> None:
+        self.tally.add(event)
+        data = event.data
+        if event.what == "turn":
+            self.progress.reset(
+                self.turn,
+                total=data["steps"],
+                description=f"{self.tally.name(event)}  turn {event.turn}/{data['turns']}",
+                detail=safe_text(data["prompt"], 40),
+            )
+        elif event.what == "step":
+            self.progress.update(
+                self.turn,
+                completed=data["step"],
+                detail=f"step {data['step']}/{data['steps']}  {data['ms']:.0f} ms",
+            )
+        elif event.what == "loading":
+            self.progress.update(self.turn, description=f"loading {safe_text(data['model'], 40)}", total=None)
+        elif event.what in ("done", "dead", "cancelled", "reused"):
+            self.progress.advance(self.batch)
+        line = sentence(event, self.tally)
+        if line:
+            from rich.text import Text
+
+            style = {"dead": "red", "note": "dim", "turn_done": "dim"}.get(event.what, "")
+            self.progress.console.print(Text(line, style=style), soft_wrap=True)
+
+
+def _bars(total: int) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}", markup=False),
+        TimeRemainingColumn(compact=True),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def sentence(event: Event, tally: Tally) -> str | None:
+    """An event as one safe line, None for those not worth one."""
+    name, data = tally.name(event), event.data
+    if event.what == "turn_done" and data["reused"]:
+        return f"{name}: turn {event.turn} was done before: {safe_text(data['output'])}"
+    if event.what == "turn_done":
+        return (
+            f"{name}: turn {event.turn}/{data['turns']} {data['seconds']:.2f} s, "
+            f"{median(data['step_ms']):.0f} ms a step: {safe_text(data['output'])}"
+        )
+    if event.what == "note":
+        return f"{name}: {safe_text(data['text'])}"
+    if event.what == "dead":
+        return f"{name}: failed ({data['kind']}): {safe_text(data['message'])}"
+    if event.what == "reused":
+        return f"{name}: done before: {safe_text(data['output'])}"
+    if event.what in ("cancelled", "released"):
+        return f"{name}: {event.what}"
+    if event.what == "waiting":
+        return f"waiting for {data['jobs']} that another process is working on"
+    if event.what == "loaded":
+        return f"{safe_text(data['model'])} loaded in {data['seconds']:.1f} s on {data['device']}"
+    return None
+
+
+def duration(seconds: float) -> str:
+    """0.8 s, 12 s, 3 min 5 s, 7 h 20 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def size(count: int) -> str:
+    """Bytes in binary units: 512 MiB, 1.4 GiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,69 @@
+"""A real worker process with a fast editor: what it paints depends on the picture, the prompt and the seed alone.
+
+Run as `python tests/fast_worker.py DATABASE LOG`; every computed turn is a line of LOG. KONTEXT_TEST_STEP_MS sets
+how long a step takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageChops
+
+from core.edit.studio import peak_resident_bytes
+
+
+@dataclass
+class FastEdit:
+    """The part of `core.edit.editor.Edit` that a worker reads; importing that one would import torch."""
+
+    image: Image.Image
+    model_seconds: float
+
+
+@dataclass
+class FastSession:
+    log: Path
+    precision: str = "fp32"
+    runtime: str = "fast"
+
+    def prepare(self, prompts: list[str]) -> None:
+        pass
+
+    def edit(self, image, prompt, *, seed, steps, guidance, keep_model_size, on_step) -> FastEdit:
+        step_ms = float(os.environ.get("KONTEXT_TEST_STEP_MS", "0"))
+        digest = hashlib.sha256(f"{prompt}/{seed}/{steps}/{guidance}".encode() + image.tobytes()).digest()
+        with self.log.open("a") as log:
+            log.write(f"{prompt}\t{seed}\t{digest.hex()[:8]}\n")
+        for step in range(steps):
+            time.sleep(step_ms / 1000)
+            on_step(step + 1, step_ms, None)
+        return FastEdit(ImageChops.add(image, Image.new("RGB", image.size, tuple(digest[:3]))), 0.0)
+
+    def peak_bytes(self) -> int:
+        return peak_resident_bytes()
+
+
+@dataclass
+class FastStudio:
+    log: Path
+    device: str = "fast"
+
+    def open(self, model: str, precision: str, runtime: str) -> FastSession:
+        return FastSession(self.log)
+
+
+def main(database: Path, log: Path) -> None:
+    from core.jobs.database import connect
+    from core.jobs.worker import Worker, drain
+
+    drain(Worker(connect(database), FastStudio(log)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -34,13 +34,18 @@ class Overrides:
         return {key: value for key, value in vars(self).items() if value not in (None, [])}
 
 
-def enqueue(conn: sqlite3.Connection, path: Path, overrides: Overrides, *, again: bool, quiet: bool) -> Added:
-    """Read the script, find its pictures and queue them. Whatever is wrong is said before anything is queued."""
+def enqueue(
+    conn: sqlite3.Connection, path: Path, overrides: Overrides, *, again: bool, quiet: bool, fetch: bool = False
+) -> Added:
+    """Read the script, find its pictures and queue them. Whatever is wrong is said before anything is queued.
+
+    fetch: download a model of the hub now, because it is needed now.
+    """
     script = scripts.load(path, overrides.given())
     spec = find_spec(script.model, script.folder)
     choose(script.runtime, script.precision)
-    if spec.folder is not None:
-        locate(spec)
+    if fetch or spec.folder is not None:
+        locate(spec, download=fetch)
     check_folder(script.output_folder)
     found = find_inputs(script, is_result=is_result)
     with _hashing(len(found), quiet=quiet) as progress:

@@ -73,7 +73,7 @@ def list_(
     db: opt.Db = None,
     json: opt.Json = False,
 ) -> None:
-    """The newest jobs."""
+    """The newest jobs: their states, how many turns are done, and the reason beside those that failed."""
     from core.jobs.records import STATES, get_turns, list_jobs
     from kontext_tui.cli.report import clock, job_object, print_json, print_table
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -48,9 +50,11 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 JobIds = Annotated[list[int] | None, typer.Argument(metavar="[JOB]...", help="Job numbers.", show_default=False)]
 
 
-def open_queue(db: Path | None, *, create: bool = True) -> sqlite3.Connection:
-    """The queue that `--db`, the environment or the working folder names."""
+@contextmanager
+def open_queue(db: Path | None, *, create: bool = True) -> Iterator[sqlite3.Connection]:
+    """The queue that `--db`, the environment or the working folder names; closed again at the end."""
     from core import paths
     from core.jobs.database import connect
 
-    return connect(paths.database(db), create=create)
+    with closing(connect(paths.database(db), create=create)) as conn:
+        yield conn

@@ -39,7 +39,7 @@ def run(
 
     overrides = Overrides(input, output, model, precision, runtime, steps, seed)
     with opt.open_queue(db) as conn:
-        added = enqueue(conn, script, overrides, again=again, quiet=quiet)
+        added = enqueue(conn, script, overrides, again=again, quiet=quiet, fetch=True)
         with narrator(len(added.jobs), quiet=quiet) as tell:
             reporter = _Reporter(conn, added, tell, json=json)
             reporter.tell_reused()

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint soak clean
+.PHONY: install demo test lint soak pictures clean
 
 install: $(STAMP)
 
@@ -30,6 +30,10 @@ lint: install
 
 soak: install
 	$(BIN)/python -m pytest -m soak
+
+# The pictures of the README and of the model card, made again.
+pictures: install
+	$(BIN)/python examples/pictures.py docs/images/strip.jpg docs/images/kontext-tiny.jpg
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache

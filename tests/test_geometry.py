@@ -12,7 +12,6 @@ from PIL import Image
 
 from core.edit.geometry import (
     KONTEXT_BUCKETS,
-    TINY_BUCKETS,
     distortion,
     from_working,
     to_working,
@@ -85,7 +84,7 @@ def test_of_equally_near_buckets_the_one_with_more_pixels_then_the_wider() -> No
 
 
 def test_the_tiny_model_has_one_size() -> None:
-    assert working_size(4000, 3000, TINY_BUCKETS) == (256, 256)
+    assert working_size(4000, 3000, ((256, 256),)) == (256, 256)
 
 
 @pytest.mark.parametrize(
@@ -129,5 +128,5 @@ def test_five_trips_there_and_back_lose_little() -> None:
     for _ in range(5):
         turn = to_working(from_working(turn, (1024, 683)), (256, 256))
         plain = plain.resize((1024, 683), Image.Resampling.BICUBIC).resize((256, 256), Image.Resampling.BICUBIC)
-    assert psnr(turn, first) > 38
-    assert psnr(turn, first) > psnr(plain, first) + 8
+    assert psnr(turn, first) > 34
+    assert psnr(turn, first) > psnr(plain, first) + 6

@@ -32,8 +32,6 @@ KONTEXT_BUCKETS: tuple[Size, ...] = (
 )
 """The 17 sizes FLUX.1 Kontext was trained on, from tallest to widest: 4042 to 4150 tokens each."""
 
-TINY_BUCKETS: tuple[Size, ...] = ((256, 256),)
-
 
 def working_size(width: int, height: int, buckets: Iterable[Size]) -> Size:
     """The bucket with the nearest aspect ratio, by log ratio; of equals the one with more pixels, then the wider.

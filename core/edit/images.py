@@ -13,6 +13,8 @@ import os
 import stat
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_PIXELS = 178_956_970
-"""Where Pillow itself refuses. The largest cameras (151 MP) fit; of phones, all but their 200 MP modes."""
+"""Where Pillow itself refuses. The largest cameras (151 MP) fit; of phones, all but their 200 MP modes. A picture of
+this size is loaded in 3 GB of memory."""
 
 MAX_BYTES = 512 * 1024**2
 """Of a file: the whole of it is held in memory while it is decoded."""
@@ -162,6 +165,15 @@ def unflatten(edited: Image.Image, alpha: Image.Image | None) -> Image.Image:
     return result
 
 
+@contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Keep what decoders say about broken files off the terminal: a screen may be drawn there."""
+    _silence_libraries()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\b")
+        yield
+
+
 def shown(text: str) -> str:
     """Text of unknown origin as one line that any terminal and any database takes: the rest as escapes."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
@@ -224,9 +236,7 @@ def _refusal(path: Path, error: OSError | ValueError) -> str:
 def _decode(data: bytes, path: Path, name: str, max_pixels: int) -> Picture:
     from core.edit.colour import to_srgb
 
-    _silence_decoders()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\b")
+    with quiet_decoders():
         image = _open(data, name)
         width, height = image.size
         if width * height > max_pixels:
@@ -307,8 +317,8 @@ def _colours_under_alpha() -> NDArray[np.uint8]:
 
 
 @cache
-def _silence_decoders() -> None:
-    """Keep what Pillow logs and libtiff prints about broken files off the terminal: a screen may be drawn there."""
+def _silence_libraries() -> None:
+    """Take the log lines of Pillow and the messages of libtiff, which prints them itself, off the terminal."""
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     if not sys.platform.startswith("linux"):
         return

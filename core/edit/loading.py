@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from torch import Tensor
+from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
 from core.edit.models import ModelSpec
 from core.errors import UnavailableError
@@ -55,9 +57,6 @@ def load(spec: ModelSpec, folder: Path, device: torch.device) -> Model:
 
     Raises UnavailableError where the files are not what their names say.
     """
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-    from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
-
     _quiet()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:

@@ -1,6 +1,7 @@
 """What a result says about itself, written into PNG, JPEG and WebP files and read back from any file at all.
 
-The whole record is one JSON object: a PNG text chunk called "kontext-tui", the EXIF UserComment of JPEG and WebP.
+The whole record is one JSON object: in PNG the text chunk called "kontext-tui", in JPEG and WebP under that key in
+the EXIF UserComment.
 Beside it, for other programs: the prompt and its settings by name, the software, and in XMP the IPTC's word for
 pictures made with a trained model (https://cv.iptc.org/newscodes/digitalsourcetype/).
 """
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import ExifTags, Image
 
-from core.edit.images import open_regular
+from core.edit.images import open_regular, quiet_decoders
 
 if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngInfo
@@ -70,7 +71,7 @@ def exif(record: Mapping[str, Any], room: int = MAX_BYTES) -> bytes:
     """The record as EXIF data. Where it takes more than `room` bytes, texts are cut, then the turns are left out."""
     cut = {**_cut(record), "shortened": True}
     last = {key: value for key, value in cut.items() if key != "turns"}
-    comment = next((text for each in (record, cut, last) if len(text := _json(each)) <= room), "{}")
+    comment = next((text for each in (record, cut, last) if len(text := _json({KEY: each})) <= room), "")
     data = Image.Exif()
     data[ExifTags.Base.ImageDescription] = _text(record.get("prompt", ""))[:CUT_LENGTH].encode()
     data[ExifTags.Base.Software] = _text(record.get("software", KEY)).encode()
@@ -96,8 +97,8 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
     What comes back is foreign text: anybody can write such a record.
     """
     try:
-        with open_regular(path) as file:
-            record = json.loads(_find(file))
+        with open_regular(path) as file, quiet_decoders():
+            record = _find(file)
     except Exception:  # of the EXIF and JSON parsers, whatever the bytes are
         return None
     return record if isinstance(record, dict) else None
@@ -128,21 +129,20 @@ def _cut(value: Any) -> Any:
     return value
 
 
-def _find(file: BinaryIO) -> bytes:
-    """The record's JSON in the header of a PNG, JPEG or WebP file; an exception when there is none."""
+def _find(file: BinaryIO) -> Any:
+    """The record in the header of a PNG, JPEG or WebP file; an exception when there is none."""
     for kind, size in _blocks(file):
         if kind not in (b"iTXt", APP1, b"EXIF") or size > MAX_BYTES:
             continue
         block = file.read(size)
         if kind == b"iTXt":
             if block.startswith(KEY.encode() + b"\0"):
-                return block.split(b"\0", 5)[-1]  # keyword, (two flags of 0), language, translated keyword, text
-        elif kind == b"EXIF" or block.startswith(b"Exif\0\0"):
+                return json.loads(block.split(b"\0", 5)[-1])  # behind keyword, two flags, language, translation
+        elif KEY.encode() in block and (kind == b"EXIF" or block.startswith(b"Exif\0\0")):
             data = Image.Exif()
             data.load(block)
             comment: bytes = data.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
-            if KEY.encode() in comment:
-                return comment.removeprefix(COMMENT_CODE)
+            return json.loads(comment.removeprefix(COMMENT_CODE))[KEY]
     raise ValueError("no record")
 
 

@@ -170,7 +170,7 @@ CREATE INDEX jobs_waiting ON jobs (priority DESC, id) WHERE state = 'queued';;
 CREATE INDEX jobs_scheduled ON jobs (run_after) WHERE state = 'scheduled';;
 CREATE INDEX jobs_running ON jobs (worker_id) WHERE state = 'running';;
 CREATE INDEX jobs_state ON jobs (state, id);;
-CREATE INDEX jobs_output ON jobs (output_path);;
+CREATE INDEX turns_output ON turns (output_path);;
 CREATE INDEX batch_jobs_job ON batch_jobs (job_id);;
 CREATE INDEX attempts_job ON attempts (job_id);;
 CREATE INDEX events_job ON events (job_id)

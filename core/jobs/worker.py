@@ -182,7 +182,7 @@ def _edit_turn(
         keep_model_size=model_size,
         on_step=on_step,
     )
-    result = images.unflatten(edit.image, _alpha_at(picture, edit.image.size))
+    result = images.unflatten(edit.image, picture.alpha)
     metadata = describe(
         claim.job, turns, turn, input_sha256=picture.sha256, precision=session.precision, runtime=session.runtime
     )
@@ -216,12 +216,6 @@ def _edit_turn(
         reused=False,
     )
     return path
-
-
-def _alpha_at(picture: images.Picture, size: tuple[int, int]) -> Image.Image | None:
-    if picture.alpha is None or picture.alpha.size == size:
-        return picture.alpha
-    return picture.alpha.resize(size, Image.Resampling.LANCZOS)
 
 
 def _publish(data: bytes, path: Path, claim: Claim, stage: Callable[[Path], None]) -> Path:

@@ -28,7 +28,9 @@ class Tally:
     turn_seconds: list[float] = field(default_factory=list)
     job_seconds: float = 0.0
     model_seconds: float = 0.0
+    import_seconds: float = 0.0
     load_seconds: float = 0.0
+    load_began: float = 0.0
     first_step_seconds: float | None = None
     peak_bytes: int = 0
 
@@ -37,11 +39,13 @@ class Tally:
         if event.what == "claimed" and event.job_id is not None:
             self.names[event.job_id] = data["name"]
         elif event.what == "loaded":
+            self.import_seconds += data["import_seconds"]
             self.load_seconds += data["seconds"]
+            self.load_began = time.perf_counter() - data["seconds"]
         elif event.what == "step":
             self.step_ms.append(data["ms"])
             if self.first_step_seconds is None:
-                self.first_step_seconds = time.perf_counter() - self.began
+                self.first_step_seconds = time.perf_counter() - self.load_began
         elif event.what == "turn_done" and not data["reused"]:
             self.turn_seconds.append(data["seconds"])
             self.model_seconds += data["model_seconds"]
@@ -59,15 +63,16 @@ class Tally:
         ends = ", ".join(f"{n} {words[what]}" for what, n in self.ends.items()) or "nothing to do"
         lines = [f"{ends} in {duration(time.perf_counter() - self.began)}"]
         if self.turn_seconds:
-            working = max(self.job_seconds - self.load_seconds, self.model_seconds)
+            preparing = self.import_seconds + self.load_seconds
+            working = max(self.job_seconds - preparing, self.model_seconds)
             lines.append(
                 f"{len(self.turn_seconds)} turns, {median(self.turn_seconds):.2f} s a turn, "
                 f"{median(self.step_ms):.0f} ms a step (medians); "
                 f"{1 - self.model_seconds / working:.0%} of the jobs' time outside the model"
             )
             lines.append(
-                f"model loaded in {self.load_seconds:.1f} s, first step after {self.first_step_seconds:.1f} s; "
-                f"peak memory {size(self.peak_bytes)}"
+                f"{self.import_seconds:.1f} s to start the libraries, then {self.first_step_seconds or 0:.1f} s "
+                f"from loading the model to its first step; peak memory {size(self.peak_bytes)}"
             )
         return lines
 
@@ -179,7 +184,7 @@ def sentence(event: Event, tally: Tally) -> str | None:
     if event.what == "waiting":
         return f"waiting for {data['jobs']} that another process is working on"
     if event.what == "loaded":
-        return f"{safe_text(data['model'])} loaded in {data['seconds']:.1f} s on {data['device']}"
+        return f"{safe_text(data['model'])} on {data['device']}"
     return None
 
 

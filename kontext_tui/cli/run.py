@@ -81,9 +81,7 @@ def _drain(
     from core.jobs.records import unfinished
 
     studio = LocalStudio(device)
-    studio.on_load = lambda name, seconds: listener(
-        Event("loaded", data={"model": name, "seconds": seconds, "device": studio.device})
-    )
+    studio.on_load = lambda loading: listener(Event("loaded", data=vars(loading)))
     told = 0
 
     def wait() -> bool:

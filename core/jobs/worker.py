@@ -165,7 +165,7 @@ def _edit_turn(
     def on_step(step: int, ms: float, latents: object) -> None:
         nonlocal last_beat
         times.append(ms)
-        worker.tell("step", claim, turn.turn, step=step, steps=turn.steps, ms=ms)
+        worker.tell("step", claim, turn.turn, step=step, steps=turn.steps, ms=ms, turns=len(turns))
         if worker.stop():
             raise Stopped("told to stop")
         if time.perf_counter() - last_beat >= BEAT_SECONDS:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,8 @@ class _Bars:
 
     def __post_init__(self) -> None:
         self.batch = self.progress.add_task("pictures", total=self.total, detail="")
-        self.turn = self.progress.add_task("loading", total=None, detail="")
+        self.turn = self.progress.add_task("starting", total=None, detail="")
+        self.ended = 0
 
     def show(self, event: Event) -> None:
         self.tally.add(event)
@@ -136,10 +138,14 @@ class _Bars:
                 completed=data["step"],
                 detail=f"step {data['step']}/{data['steps']}  {data['ms']:.0f} ms",
             )
+            # Parts of a picture count, so that the time left is known before the first one is done.
+            turns = ((event.turn or 1) - 1 + data["step"] / data["steps"]) / data["turns"]
+            self.progress.update(self.batch, completed=self.ended + turns)
         elif event.what == "loading":
             self.progress.update(self.turn, description=f"loading {safe_text(data['model'], 40)}", total=None)
         elif event.what in ("done", "dead", "cancelled", "reused"):
-            self.progress.advance(self.batch)
+            self.ended += 1
+            self.progress.update(self.batch, completed=self.ended)
         line = sentence(event, self.tally)
         if line:
             from rich.text import Text
@@ -167,18 +173,18 @@ def sentence(event: Event, tally: Tally) -> str | None:
     """An event as one safe line, None for those not worth one."""
     name, data = tally.name(event), event.data
     if event.what == "turn_done" and data["reused"]:
-        return f"{name}: turn {event.turn} was done before: {safe_text(data['output'])}"
+        return f"{name}: turn {event.turn} was done before: {_place(data['output'])}"
     if event.what == "turn_done":
         return (
             f"{name}: turn {event.turn}/{data['turns']} {data['seconds']:.2f} s, "
-            f"{median(data['step_ms']):.0f} ms a step: {safe_text(data['output'])}"
+            f"{median(data['step_ms']):.0f} ms a step: {_place(data['output'])}"
         )
     if event.what == "note":
         return f"{name}: {safe_text(data['text'])}"
     if event.what == "dead":
         return f"{name}: failed ({data['kind']}): {safe_text(data['message'])}"
     if event.what == "reused":
-        return f"{name}: done before: {safe_text(data['output'])}"
+        return f"{name}: done before: {_place(data['output'])}"
     if event.what in ("cancelled", "released"):
         return f"{name}: {event.what}"
     if event.what == "waiting":
@@ -186,6 +192,12 @@ def sentence(event: Event, tally: Tally) -> str | None:
     if event.what == "loaded":
         return f"{safe_text(data['model'])} on {data['device']}"
     return None
+
+
+def _place(path: str) -> str:
+    """A path as short as it can be said from the folder you are in."""
+    folder = str(Path.cwd()) + "/"
+    return safe_text(path.removeprefix(folder))
 
 
 def duration(seconds: float) -> str:

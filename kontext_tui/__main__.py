@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import sys
 from typing import NoReturn
 
@@ -25,6 +26,9 @@ def main() -> NoReturn:
     except KontextError as error:
         _complain(str(error))
         code = error.exit_code
+    except sqlite3.Error as error:
+        _complain(f"the queue's database refuses: {error}; `kontext-tui doctor` looks into it")
+        code = ExitCode.DATABASE
     except _Interrupted:
         code = ExitCode.INTERRUPTED
     except BrokenPipeError:  # `kontext-tui list | head`

@@ -160,6 +160,19 @@ def test_another_programs_database_is_refused_untouched(cli, tmp_path):
     assert (tmp_path / "photos.db").read_bytes() == before
 
 
+def test_a_damaged_queue_is_a_line_and_exit_code_3(cli, tmp_path):
+    assert cli("add", "edits.yaml")[0] == 0
+    data = bytearray((tmp_path / "jobs.db").read_bytes())
+    data[4096:] = os.urandom(len(data) - 4096)
+    (tmp_path / "jobs.db").write_bytes(data)
+    for command in ("list", "add"):
+        code, _, err = cli(command, *(["edits.yaml"] if command == "add" else []))
+        assert code == 3
+        assert "Traceback" not in err
+    assert cli("doctor")[0] == 1
+    assert (tmp_path / "jobs.db").read_bytes()[4096:8192] == bytes(data[4096:8192])
+
+
 def test_add_list_show_status_cancel_retry(cli):
     assert cli("add", "edits.yaml")[1].strip() == "3 queued"
     assert cli("add", "edits.yaml")[1].strip() == "0 queued, 3 in the queue already"

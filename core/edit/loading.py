@@ -15,6 +15,9 @@ from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 from core.edit.models import ModelSpec
 from core.errors import UnavailableError
 
+MAX_PROMPTS = 512
+"""Encoded prompts kept in main memory; one of kontext-dev takes 4 MiB."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -82,14 +85,18 @@ def load(spec: ModelSpec, folder: Path, device: torch.device) -> Model:
 @torch.inference_mode()
 def encode_prompt(model: Model, text: str) -> Prompt:
     """Encode a prompt, once per text: CLIP's pooled output and T5's tokens, as FluxKontextPipeline does."""
-    if text not in model.prompts:
+    prompt = model.prompts.pop(text, None)
+    if prompt is None:
         clip_ids = _tokens(model.tokenizer, text, model.tokenizer.model_max_length)
         t5_ids = _tokens(model.tokenizer_2, text, model.spec.text_tokens)
-        model.prompts[text] = Prompt(
-            embeddings=model.text_encoder_2(t5_ids.to(model.device))[0].to(model.dtype),
-            pooled=model.text_encoder(clip_ids.to(model.device)).pooler_output.to(model.dtype),
+        prompt = Prompt(
+            embeddings=model.text_encoder_2(t5_ids.to(model.device))[0].to("cpu", model.dtype),
+            pooled=model.text_encoder(clip_ids.to(model.device)).pooler_output.to("cpu", model.dtype),
         )
-    return model.prompts[text]
+    model.prompts[text] = prompt  # the last used stands last
+    while len(model.prompts) > MAX_PROMPTS:
+        del model.prompts[next(iter(model.prompts))]
+    return Prompt(prompt.embeddings.to(model.device), prompt.pooled.to(model.device))
 
 
 def _tokens(tokenizer: Any, text: str, length: int) -> Tensor:

@@ -20,7 +20,7 @@ def describe(
     return {
         "software": f"kontext-tui {__version__}",
         "ai_generated": True,
-        "model": job.model,
+        "model": Path(job.model).name,  # of a folder its name: the way to it is nobody's business
         "precision": precision,
         "runtime": runtime,
         "input": {"name": Path(job.input_path).name, "sha256": input_sha256},

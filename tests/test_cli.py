@@ -107,7 +107,7 @@ def test_all_problems_of_a_script_come_at_once_with_their_places(cli, tmp_path):
     [
         (["--precision", "fp9"], 2, "fp9"),
         (["--precision", "fp8"], 4, "fp8"),
-        (["--runtime", "tensorrt"], 4, "tensorrt"),
+        (["--runtime", "tensorrt"], 4, "TensorRT engine"),
         (["--model", "nothing-here"], 4, "nothing-here"),
         (["--model", "kontext-dev"], 4, "kontext-dev"),
         (["--steps", "0"], 2, "steps"),

@@ -166,6 +166,14 @@ def test_wrong_pictures_fail_with_their_names_and_the_good_ones_are_done(folder)
     assert "Traceback" not in done.stderr
 
 
+def test_a_gpu_that_is_not_there_is_exit_code_4_and_the_next_run_does_it(folder):
+    done = run(folder, "--gpus", "63")
+    assert done.returncode == 4
+    assert "no GPU 63" in done.stderr
+    assert run(folder, "--gpus", "fast").returncode == 2
+    assert run(folder, "--gpus", "cpu", "--quiet").returncode == 0
+
+
 @pytest.mark.parametrize("output", ["photos", "photos/edited"])
 def test_results_inside_the_input_folder_never_become_inputs(folder, output):
     before = {path.name: sha256(path) for path in (folder / "photos").iterdir()}

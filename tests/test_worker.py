@@ -18,7 +18,7 @@ from test_queue import enqueue
 
 from core.edit.images import sha256
 from core.edit.outputs import read_metadata
-from core.jobs import queue
+from core.jobs import control
 from core.jobs.database import connect
 from core.jobs.records import get_job, get_turns
 
@@ -168,9 +168,9 @@ def test_cancelling_a_running_job_ends_it_between_steps(place):
     first, second = enqueue(place.conn, place.folder, steps=200).jobs
     worker = place.start(step_ms=20)
     place.wait_for(lambda: get_job(place.conn, first).state == "running")
-    queue.cancel(place.conn, [first])
+    control.cancel(place.conn, [first])
     place.wait_for(lambda: get_job(place.conn, first).state == "cancelled")
-    queue.cancel(place.conn, [second])
+    control.cancel(place.conn, [second])
     assert worker.wait(60) == 0
     assert not Path(get_job(place.conn, first).output_path).exists()
 

@@ -99,7 +99,7 @@ def condition(model: Model, context: Tensor, prompt: str, guidance: float) -> Co
         image_ids=torch.cat(ids),
         text_ids=torch.zeros(encoded.embeddings.shape[1], 3).to(encoded.embeddings),
         guidance=torch.full([1], guidance, device=model.device, dtype=torch.float32)
-        if model.transformer.config.guidance_embeds
+        if model.guidance_embeds
         else None,
     )
 

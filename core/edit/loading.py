@@ -35,6 +35,8 @@ class Model:
     device: torch.device
     dtype: torch.dtype
     transformer: Any
+    """None where another runtime predicts."""
+    guidance_embeds: bool
     vae: Any
     scheduler: Any
     tokenizer: Any
@@ -49,14 +51,20 @@ class Model:
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """`auto`: the first CUDA GPU where there is one, else the CPU."""
+    """`auto`: the first CUDA GPU where there is one, else the CPU. Raises UnavailableError for a GPU not there."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+        device = "cuda" if count else "cpu"
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= count:
+        raise UnavailableError(f"there is no {device} here ({count} CUDA GPUs); use `--device cpu` or `auto`")
+    return chosen
 
 
-def load(spec: ModelSpec, folder: Path, device: torch.device) -> Model:
+def load(spec: ModelSpec, folder: Path, device: torch.device, *, transformer: bool = True) -> Model:
     """Load every part of the model: BF16 on a GPU, float32 on a CPU (where BF16 takes twenty times as long).
+
+    transformer: False leaves it out, for a runtime that has its own.
 
     Raises UnavailableError where the files are not what their names say.
     """
@@ -67,7 +75,10 @@ def load(spec: ModelSpec, folder: Path, device: torch.device) -> Model:
             spec=spec,
             device=device,
             dtype=dtype,
-            transformer=_on(FluxTransformer2DModel, folder / "transformer", device, torch_dtype=dtype),
+            transformer=_on(FluxTransformer2DModel, folder / "transformer", device, torch_dtype=dtype)
+            if transformer
+            else None,
+            guidance_embeds=bool(FluxTransformer2DModel.load_config(folder / "transformer")["guidance_embeds"]),
             vae=_on(AutoencoderKL, folder / "vae", device, torch_dtype=dtype),
             scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
             tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
@@ -82,6 +93,21 @@ def load(spec: ModelSpec, folder: Path, device: torch.device) -> Model:
         raise UnavailableError(f"{spec.name} cannot be loaded from {folder}: {reason}") from error
 
 
+def shrink(model: Model) -> bool:
+    """Work in less memory: text encoders on the CPU, VAE in tiles (which may change a result in the last bits).
+
+    False where that is done already.
+    """
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if model.vae.use_tiling:
+        return False
+    model.vae.enable_tiling()
+    model.text_encoder.to("cpu")
+    model.text_encoder_2.to("cpu")
+    return True
+
+
 @torch.inference_mode()
 def encode_prompt(model: Model, text: str) -> Prompt:
     """Encode a prompt, once per text: CLIP's pooled output and T5's tokens, as FluxKontextPipeline does."""
@@ -90,8 +116,8 @@ def encode_prompt(model: Model, text: str) -> Prompt:
         clip_ids = _tokens(model.tokenizer, text, model.tokenizer.model_max_length)
         t5_ids = _tokens(model.tokenizer_2, text, model.spec.text_tokens)
         prompt = Prompt(
-            embeddings=model.text_encoder_2(t5_ids.to(model.device))[0].to("cpu", model.dtype),
-            pooled=model.text_encoder(clip_ids.to(model.device)).pooler_output.to("cpu", model.dtype),
+            embeddings=model.text_encoder_2(t5_ids.to(model.text_encoder_2.device))[0].to("cpu", model.dtype),
+            pooled=model.text_encoder(clip_ids.to(model.text_encoder.device)).pooler_output.to("cpu", model.dtype),
         )
     model.prompts[text] = prompt  # the last used stands last
     while len(model.prompts) > MAX_PROMPTS:

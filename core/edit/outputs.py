@@ -81,7 +81,7 @@ def write_part(data: bytes, final: Path, token: str) -> Path:
     `token` keeps two workers apart that both believe the job to be theirs. The file gets the permissions of any
     new file (umask). On failure nothing is left and an OutputError is raised; see `is_disk_full`.
     """
-    part = final.with_name(_fit(f".{final.name}", f".{token}.part"))
+    part = part_path(final, token)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         descriptor = os.open(part, flags, 0o666)
@@ -98,6 +98,11 @@ def write_part(data: bytes, final: Path, token: str) -> Path:
             raise _output_error(part.parent, error) from error
         raise
     return part
+
+
+def part_path(final: Path, token: str) -> Path:
+    """What a result is called while it is written for the claim that `token` names."""
+    return final.with_name(_fit(f".{final.name}", f".{token}.part"))
 
 
 def publish(part: Path, final: Path) -> None:

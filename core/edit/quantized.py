@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import safe_open
@@ -104,12 +105,31 @@ class QuantLinear(nn.Module):
 
 
 class Emulated:
-    """Rounds to the low-bit formats and computes in the activations' dtype: right numbers anywhere, no speed."""
+    """Rounds to the low-bit formats and computes in the activations' dtype: right numbers anywhere, no speed.
+
+    Dequantized weights are kept as long as they take less than `cache_bytes` together.
+    """
+
+    def __init__(self, cache_bytes: int = 0) -> None:
+        self.cache_bytes = cache_bytes
+        self._weights: WeakKeyDictionary[QuantLinear, Tensor] = WeakKeyDictionary()
 
     def activation(self, x: Tensor, layer: QuantLinear) -> Tensor:
         return lowbit.round_nvfp4(x, layer.input_scale) if layer.is_fp4 else lowbit.round_e4m3(x, layer.input_scale)
 
     def weight(self, layer: QuantLinear, like: Tensor) -> Tensor:
+        kept = self._weights.get(layer)
+        if kept is not None and (kept.dtype, kept.device) == (like.dtype, like.device):
+            return kept
+        weight = self._dequantize(layer, like)
+        size = weight.numel() * weight.element_size()
+        if size <= self.cache_bytes:
+            self.cache_bytes -= size
+            self._weights[layer] = weight
+        return weight
+
+    @staticmethod
+    def _dequantize(layer: QuantLinear, like: Tensor) -> Tensor:
         if layer.weight_scale_2 is not None:
             return lowbit.from_nvfp4(layer.weight, layer.weight_scale, layer.weight_scale_2, like.dtype)
         return lowbit.from_e4m3(layer.weight, layer.weight_scale, like.dtype)

@@ -9,17 +9,18 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from core.errors import KontextError
 from core.jobs.database import path_to_db, transaction
 from core.jobs.events import Event
-from core.jobs.process import ProcessId, is_gone, this_process
+from core.jobs.process import ProcessId, boot_ms, is_gone, this_process
 from core.jobs.records import Job, job_from_row
 from core.jobs.writes import close_attempt, leave_running, now_ms, write_event
 
 LEASE_MS = 30_000
+MAX_DEATHS = 2
 NEXT_WAITING = (
     # Named, or the planner takes the index on states and sorts all that wait.
     "SELECT id FROM jobs INDEXED BY jobs_waiting WHERE state = 'queued' ORDER BY priority DESC, id LIMIT 1"
@@ -63,30 +64,66 @@ def stop_worker(conn: sqlite3.Connection, worker_id: int) -> None:
     conn.execute("UPDATE workers SET stopped_at = ? WHERE id = ?", (now_ms(), worker_id))
 
 
-def rescue(conn: sqlite3.Connection) -> list[int]:
-    """Put back every running job whose worker process has ended; returns their ids."""
-    rows = conn.execute(
-        "SELECT DISTINCT w.* FROM jobs j JOIN workers w ON w.id = j.worker_id WHERE j.state = 'running'"
-    ).fetchall()
-    gone = [r["id"] for r in rows if is_gone(ProcessId(r["host"], r["boot_id"], r["pid"], r["start_ticks"]))]
-    rescued: list[int] = []
-    if not gone:
-        return rescued
+def renew(conn: sqlite3.Connection, worker_ids: Sequence[int]) -> None:
+    """Say that these workers live: their leases go on. Called by whoever watches them, every few seconds."""
+    marks = ", ".join("?" * len(worker_ids))
     with transaction(conn):
-        for worker_id in gone:
-            held = conn.execute(
-                "SELECT id, attempt, claim_token FROM jobs WHERE state = 'running' AND worker_id = ?",
-                (worker_id,),
-            ).fetchall()
-            for row in held:
-                close_attempt(conn, row["claim_token"], "lost", "killed", "its worker process ended")
-                leave_running(conn, row["id"], "queued")
-                write_event(conn, Event("lost", row["id"]), row["attempt"], worker_id)
-                rescued.append(row["id"])
-            conn.execute(
-                "UPDATE workers SET stopped_at = ? WHERE id = ? AND stopped_at IS NULL", (now_ms(), worker_id)
-            )
-    return rescued
+        conn.execute(
+            f"UPDATE jobs SET lease_until = ? WHERE state = 'running' AND worker_id IN ({marks})",
+            (boot_ms() + LEASE_MS, *worker_ids),
+        )
+        conn.execute(f"UPDATE workers SET heartbeat_at = ? WHERE id IN ({marks})", (now_ms(), *worker_ids))
+
+
+def rescue(conn: sqlite3.Connection, *, blame: Mapping[int, str] | None = None) -> list[Event]:
+    """Put back every running job whose worker has ended or let its lease run out; returns what became of them:
+    `lost`, which wait again, `cancelled` and `dead`.
+
+    blame: workers that died on their own (not with whoever watched them), and of what: killed_worker or timeout. A
+    job that two of those died under is dead.
+    """
+    rows = conn.execute(
+        "SELECT j.id AS job, j.lease_until, w.* FROM jobs j JOIN workers w ON w.id = j.worker_id"
+        " WHERE j.state = 'running'"
+    ).fetchall()
+    now = boot_ms()
+    lost = {
+        row["job"]: row["id"]
+        for row in rows
+        if is_gone(ProcessId(row["host"], row["boot_id"], row["pid"], row["start_ticks"])) or row["lease_until"] < now
+    }
+    taken = [_take_back(conn, job_id, worker, (blame or {}).get(worker)) for job_id, worker in lost.items()]
+    return [event for event in taken if event is not None]
+
+
+def _take_back(conn: sqlite3.Connection, job_id: int, worker_id: int, cause: str | None) -> Event | None:
+    """Requeue a job that its worker lost; None where somebody was quicker."""
+    with transaction(conn):
+        row = conn.execute(
+            "UPDATE jobs SET deaths = deaths + ? WHERE id = ? AND state = 'running' AND worker_id = ?"
+            " RETURNING attempt, claim_token, deaths, cancel_requested",
+            (int(cause is not None), job_id, worker_id),
+        ).fetchone()
+        if row is None:
+            return None
+        close_attempt(conn, row["claim_token"], "lost", "killed", "its worker process ended")
+        write_event(conn, Event("lost", job_id), row["attempt"], worker_id)
+        if row["cancel_requested"]:
+            leave_running(conn, job_id, "cancelled")
+            event = Event("cancelled", job_id)
+        elif cause and row["deaths"] >= MAX_DEATHS:
+            end = "hung until they were killed" if cause == "timeout" else "died"
+            message = f"{row['deaths']} workers {end} while they edited it"
+            leave_running(conn, job_id, "dead", cause, message)
+            event = Event("dead", job_id, data={"kind": cause, "message": message})
+        else:
+            leave_running(conn, job_id, "queued")
+            return Event("lost", job_id)
+        write_event(conn, event)
+    return event
+
+
+# ---------------------------------------------------------------- a worker's writes
 
 
 def claim(conn: sqlite3.Connection, worker_id: int, *, batch_id: int | None = None) -> Claim | None:
@@ -100,7 +137,8 @@ def claim(conn: sqlite3.Connection, worker_id: int, *, batch_id: int | None = No
         )
     with transaction(conn):
         conn.execute(
-            "UPDATE jobs SET state = 'queued', run_after = NULL WHERE state = 'scheduled' AND run_after <= ?",
+            "UPDATE jobs SET state = 'queued', run_after = NULL"
+            " WHERE state IN ('scheduled', 'failed') AND run_after <= ?",
             (now,),
         )
         row = conn.execute(
@@ -108,7 +146,7 @@ def claim(conn: sqlite3.Connection, worker_id: int, *, batch_id: int | None = No
             " worker_id = :worker, lease_until = :lease, started_at = coalesce(started_at, :now),"
             f" error_kind = NULL, error = NULL, updated_at = :now WHERE id = ({waiting})"
             " AND NOT EXISTS (SELECT 1 FROM settings WHERE key = 'paused') RETURNING *",
-            {"token": token, "worker": worker_id, "lease": now + LEASE_MS, "now": now, "batch": batch_id},
+            {"token": token, "worker": worker_id, "lease": boot_ms() + LEASE_MS, "now": now, "batch": batch_id},
         ).fetchone()
         if row is None:
             return None
@@ -118,6 +156,14 @@ def claim(conn: sqlite3.Connection, worker_id: int, *, batch_id: int | None = No
         )
         write_event(conn, Event("claimed", row["id"]), row["attempt"], worker_id)
     return Claim(job_from_row(row), token, worker_id)
+
+
+def earlier_tokens(conn: sqlite3.Connection, claim: Claim) -> list[str]:
+    """The claim tokens of the job's earlier attempts: what they left behind is named after them."""
+    rows = conn.execute(
+        "SELECT claim_token FROM attempts WHERE job_id = ? AND claim_token <> ?", (claim.job.id, claim.token)
+    )
+    return [row["claim_token"] for row in rows]
 
 
 def start_turn(conn: sqlite3.Connection, claim: Claim, turn: int, *, precision: str, runtime: str) -> None:
@@ -140,9 +186,8 @@ def beat(conn: sqlite3.Connection, claim: Claim, turn: int, step_ms: Sequence[fl
             "UPDATE turns SET step = ?, step_ms = ? WHERE job_id = ? AND turn = ?",
             (len(step_ms), json.dumps(_rounded(step_ms)), claim.job.id, turn),
         )
-        now = now_ms()
-        conn.execute("UPDATE jobs SET lease_until = ? WHERE id = ?", (now + LEASE_MS, claim.job.id))
-        conn.execute("UPDATE workers SET heartbeat_at = ? WHERE id = ?", (now, claim.worker_id))
+        conn.execute("UPDATE jobs SET lease_until = ? WHERE id = ?", (boot_ms() + LEASE_MS, claim.job.id))
+        conn.execute("UPDATE workers SET heartbeat_at = ? WHERE id = ?", (now_ms(), claim.worker_id))
 
 
 def stage_turn(
@@ -227,6 +272,16 @@ def fail_job(conn: sqlite3.Connection, claim: Claim, kind: str, message: str, tr
     with transaction(conn):
         _fence(conn, claim, cancellable=False)
         _end(conn, claim, "dead", kind, message, traceback)
+
+
+def retry_later(
+    conn: sqlite3.Connection, claim: Claim, kind: str, message: str, traceback: str | None, delay_ms: int
+) -> None:
+    """The attempt failed and another one may not: the job waits `delay_ms` as `failed`, with the reason beside it."""
+    with transaction(conn):
+        _fence(conn, claim, cancellable=False)
+        _end(conn, claim, "failed", kind, message, traceback)
+        conn.execute("UPDATE jobs SET run_after = ? WHERE id = ?", (now_ms() + delay_ms, claim.job.id))
 
 
 def cancel_claimed(conn: sqlite3.Connection, claim: Claim) -> None:

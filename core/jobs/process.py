@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,12 @@ def is_gone(process: ProcessId) -> bool:
     if process.host != socket.gethostname():
         return False
     return process.boot_id != _boot_id() or _start_ticks(process.pid) != process.start_ticks
+
+
+def boot_ms() -> int:
+    """Milliseconds since boot, sleep included: the same for all processes, and no one can set it."""
+    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    return time.clock_gettime_ns(clock) // 1_000_000
 
 
 @cache

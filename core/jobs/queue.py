@@ -1,4 +1,4 @@
-"""What a person does to the queue: add a script's pictures, cancel, retry."""
+"""Adding a script's pictures to the queue: one job a picture, each edit once."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from core.edit.models import ModelSpec
 from core.inputs import FoundInput
 from core.jobs.database import path_from_db, path_to_db, transaction
 from core.jobs.events import Event
-from core.jobs.records import FINAL_STATES, state_of
-from core.jobs.writes import leave_running, now_ms, write_event
+from core.jobs.writes import now_ms, revive, write_event
 from core.script import Script
 
 SEED_BITS = 63
@@ -88,9 +87,19 @@ def plan(
 
 
 def add(
-    conn: sqlite3.Connection, script: Script, spec: ModelSpec, jobs: Sequence[NewJob], *, again: bool = False
+    conn: sqlite3.Connection,
+    script: Script,
+    spec: ModelSpec,
+    jobs: Sequence[NewJob],
+    *,
+    again: bool = False,
+    run_after: int | None = None,
+    priority: int = 0,
 ) -> Added:
-    """Queue jobs, all of them or none. A job that is here already is not added twice: it serves this batch too."""
+    """Queue jobs, all of them or none. A job that is here already is not added twice: it serves this batch too.
+
+    run_after: the earliest time to start new jobs, in ms since the epoch.
+    """
     now = now_ms()
     with transaction(conn):
         batch_id = conn.execute(
@@ -104,7 +113,7 @@ def add(
                 conn.execute("UPDATE jobs SET key = NULL WHERE key = ? AND state = 'done'", (job.key,))
             known = conn.execute("SELECT id, state FROM jobs WHERE key = ?", (job.key,)).fetchone()
             if known is None:
-                added[_insert(conn, script, spec, job, now)] = "new"
+                added[_insert(conn, script, spec, job, now, run_after, priority)] = "new"
             else:
                 added[known["id"]] = _meet(conn, known["id"], known["state"])
         conn.executemany(
@@ -114,35 +123,10 @@ def add(
     return Added(batch_id, added)
 
 
-def cancel(conn: sqlite3.Connection, job_ids: Iterable[int]) -> dict[int, str]:
-    """Cancel jobs; returns the state each had. A running one ends between two steps; a final one stays."""
-    before: dict[int, str] = {}
-    with transaction(conn):
-        for job_id in job_ids:
-            state = before[job_id] = state_of(conn, job_id)
-            if state == "running":
-                conn.execute("UPDATE jobs SET cancel_requested = 1 WHERE id = ?", (job_id,))
-            elif state not in FINAL_STATES:
-                leave_running(conn, job_id, "cancelled")
-                write_event(conn, Event("cancelled", job_id))
-    return before
-
-
-def retry(conn: sqlite3.Connection, job_ids: Iterable[int]) -> dict[int, str]:
-    """Queue dead, failed and cancelled jobs again; returns the state each had. Turns that are done stay done."""
-    before: dict[int, str] = {}
-    with transaction(conn):
-        for job_id in job_ids:
-            state = before[job_id] = state_of(conn, job_id)
-            if state in ("dead", "cancelled", "failed"):
-                _revive(conn, job_id)
-    return before
-
-
 def _meet(conn: sqlite3.Connection, job_id: int, state: str) -> str:
     """A job that was added before is asked for again."""
     if state in ("dead", "cancelled") or (state == "done" and not _files_stand(conn, job_id)):
-        _revive(conn, job_id)
+        revive(conn, job_id)
         return "again"
     return "done" if state == "done" else "waiting"
 
@@ -158,22 +142,21 @@ def _files_stand(conn: sqlite3.Connection, job_id: int) -> bool:
     return True
 
 
-def _revive(conn: sqlite3.Connection, job_id: int) -> None:
-    conn.execute(
-        "UPDATE jobs SET state = 'queued', attempt = 0, deaths = 0, error_kind = NULL, error = NULL,"
-        " run_after = NULL, finished_at = NULL, updated_at = ? WHERE id = ?",
-        (now_ms(), job_id),
-    )
-    write_event(conn, Event("retried", job_id))
-
-
-def _insert(conn: sqlite3.Connection, script: Script, spec: ModelSpec, job: NewJob, now: int) -> int:
+def _insert(
+    conn: sqlite3.Connection,
+    script: Script,
+    spec: ModelSpec,
+    job: NewJob,
+    now: int,
+    run_after: int | None,
+    priority: int,
+) -> int:
     folder = Path(script.output_folder)
     paths = outputs.output_paths(folder, script.output_name, job.name, len(job.turns), _taken(conn))
     job_id = conn.execute(
         "INSERT INTO jobs (key, name, input_path, input_sha256, model, precision, runtime, output_size,"
-        " output_folder, output_path, state, created_at, updated_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'queued', ?, ?)",
+        " output_folder, output_path, state, run_after, priority, created_at, updated_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             job.key,
             path_to_db(job.name),
@@ -185,6 +168,9 @@ def _insert(conn: sqlite3.Connection, script: Script, spec: ModelSpec, job: NewJ
             script.output_size,
             path_to_db(folder),
             path_to_db(paths[-1]),
+            "scheduled" if run_after else "queued",
+            run_after,
+            priority,
             now,
             now,
         ),

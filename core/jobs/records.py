@@ -53,6 +53,7 @@ class Job:
     state: str
     priority: int
     attempt: int
+    max_attempts: int
     error_kind: str | None
     error: str | None
     created_at: int

@@ -63,13 +63,13 @@ CREATE TABLE jobs (
     state TEXT NOT NULL CHECK (state IN
         ('scheduled', 'queued', 'running', 'done', 'failed', 'dead', 'cancelled', 'held')),
     priority INTEGER NOT NULL DEFAULT 0,
-    run_after INTEGER,                 -- for `scheduled`
+    run_after INTEGER,                 -- for `scheduled`, and for `failed`, which waits for its next attempt
     attempt INTEGER NOT NULL DEFAULT 0,
     max_attempts INTEGER NOT NULL DEFAULT 3,
     deaths INTEGER NOT NULL DEFAULT 0, -- workers that died under it
     claim_token TEXT,                  -- fences every write of a worker
     worker_id INTEGER REFERENCES workers(id),
-    lease_until INTEGER,
+    lease_until INTEGER,               -- ms since boot: no clock that anyone sets can end a lease
     cancel_requested INTEGER NOT NULL DEFAULT 0,
     error_kind TEXT,
     error TEXT,
@@ -167,7 +167,7 @@ CREATE TABLE counts (state TEXT PRIMARY KEY, jobs INTEGER NOT NULL) STRICT
 INDEXES = """
 -- The order of claims. Partial, so that it holds the waiting jobs alone and a claim reads its first row.
 CREATE INDEX jobs_waiting ON jobs (priority DESC, id) WHERE state = 'queued';;
-CREATE INDEX jobs_scheduled ON jobs (run_after) WHERE state = 'scheduled';;
+CREATE INDEX jobs_scheduled ON jobs (run_after) WHERE state IN ('scheduled', 'failed');;
 CREATE INDEX jobs_running ON jobs (worker_id) WHERE state = 'running';;
 CREATE INDEX jobs_state ON jobs (state, id);;
 CREATE INDEX turns_output ON turns (output_path);;

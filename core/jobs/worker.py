@@ -22,14 +22,18 @@ from core import __version__
 from core.edit import images, outputs
 from core.edit.studio import Session, Studio
 from core.errors import KontextError
-from core.jobs import claims
+from core.jobs import claims, control
 from core.jobs.claims import Cancelled, Claim, StaleClaim
 from core.jobs.events import Event, Listener, ignore
+from core.jobs.failpoints import failpoint
+from core.jobs.failures import Failure, Remedy, backoff_ms, classify
 from core.jobs.provenance import describe
 from core.jobs.records import Turn, get_turns
 
 BEAT_SECONDS = 0.5
 """How often progress inside a turn is stored, at most."""
+ROOM_BYTES = 64 << 20
+"""Free space at which a queue that a full disk paused goes on."""
 POLL_SECONDS = 0.5
 """How often a worker with nothing to do looks again."""
 
@@ -38,6 +42,12 @@ class Stopped(KontextError):
     """The worker was told to stop; the job goes back into the queue."""
 
     kind = "stopped"
+
+
+class BrokenDevice(KontextError):
+    """The GPU fails everything this process asks of it from now on: only a new process helps."""
+
+    kind = "cuda"
 
 
 @dataclass
@@ -58,18 +68,21 @@ class Worker:
 
 
 def drain(worker: Worker, *, batch_id: int | None = None, wait: Callable[[], bool] = lambda: False) -> None:
-    """Work until nothing is left to claim and `wait` says not to wait for more. Raises Stopped."""
+    """Work until nothing is left to claim and `wait` says not to wait for more. Raises Stopped, BrokenDevice."""
     try:
-        claims.rescue(worker.conn)
         while True:
+            claims.rescue(worker.conn)
+            claim = None if worker.stop() else claims.claim(worker.conn, worker.id, batch_id=batch_id)
             if worker.stop():
+                if claim is not None:
+                    claims.release(worker.conn, claim)
                 raise Stopped("told to stop")
-            claim = claims.claim(worker.conn, worker.id, batch_id=batch_id)
             if claim is not None:
+                failpoint("after_claim")
                 run_job(worker, claim)
             elif wait():
                 time.sleep(POLL_SECONDS)
-                claims.rescue(worker.conn)
+                control.resume_when_room(worker.conn)
             else:
                 return
     finally:
@@ -77,12 +90,14 @@ def drain(worker: Worker, *, batch_id: int | None = None, wait: Callable[[], boo
 
 
 def run_job(worker: Worker, claim: Claim) -> None:
-    """Bring one claimed job to an end: done, dead, cancelled, or back in the queue (raises Stopped)."""
+    """Bring one claimed job to an end: done, dead, cancelled, waiting for a retry, or back in the queue."""
     start = time.perf_counter()
     worker.tell("claimed", claim, name=claim.job.name, attempt=claim.job.attempt)
     try:
         _edit_turns(worker, claim)
+        failpoint("before_commit_done")
         claims.finish_job(worker.conn, claim)
+        failpoint("after_commit")
         worker.tell("done", claim, seconds=time.perf_counter() - start)
     except Cancelled:
         claims.cancel_claimed(worker.conn, claim)
@@ -90,22 +105,39 @@ def run_job(worker: Worker, claim: Claim) -> None:
     except StaleClaim as error:
         worker.tell("stale", claim, message=str(error))
     except (Stopped, KeyboardInterrupt):
-        with suppress(StaleClaim):
-            claims.release(worker.conn, claim)
-        worker.tell("released", claim)
+        _release(worker, claim)
         raise
-    except KontextError as error:
-        _bury(worker, claim, error.kind, str(error))
     except Exception as error:
         # Whatever it is, the night goes on: the reason stands beside this job and the next one is taken.
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
-        _bury(worker, claim, "error", f"{type(error).__name__}: {reason}", traceback.format_exc())
+        with suppress(StaleClaim):
+            _fail(worker, claim, classify(error), None if isinstance(error, KontextError) else traceback.format_exc())
 
 
-def _bury(worker: Worker, claim: Claim, kind: str, message: str, trace: str | None = None) -> None:
-    with suppress(StaleClaim):
+def _fail(worker: Worker, claim: Claim, failure: Failure, trace: str | None) -> None:
+    """End an attempt as its failure asks for. Raises BrokenDevice where this process can do no more."""
+    kind, message, remedy = failure.kind, failure.message, failure.remedy
+    if remedy is Remedy.PAUSE:
+        folder = Path(claim.job.output_path).parent
+        control.pause(worker.conn, message, control.Room(str(folder), ROOM_BYTES))
+        _release(worker, claim)
+        worker.tell("paused", claim, message=message)
+        return
+    tried = claim.job.attempt >= claim.job.max_attempts
+    if remedy is Remedy.DEAD or tried or (remedy is Remedy.SMALLER and not worker.studio.make_room()):
         claims.fail_job(worker.conn, claim, kind, message, trace)
-    worker.tell("dead", claim, kind=kind, message=message)
+        worker.tell("dead", claim, kind=kind, message=message)
+    else:
+        delay = backoff_ms(claim.job.attempt) if remedy is Remedy.LATER else 0
+        claims.retry_later(worker.conn, claim, kind, message, trace, delay)
+        worker.tell("failed", claim, kind=kind, message=message, retry_seconds=delay / 1000)
+    if remedy is Remedy.NEW_PROCESS:
+        raise BrokenDevice(message)
+
+
+def _release(worker: Worker, claim: Claim) -> None:
+    with suppress(StaleClaim):
+        claims.release(worker.conn, claim)
+    worker.tell("released", claim)
 
 
 def _edit_turns(worker: Worker, claim: Claim) -> None:
@@ -134,8 +166,15 @@ def _edit_turns(worker: Worker, claim: Claim) -> None:
 
 
 def _settle(worker: Worker, claim: Claim) -> list[Turn]:
-    """Adopt a result whose worker died between naming the file and saying so; forget one whose file has gone."""
+    """Clear up after earlier attempts.
+
+    A result whose worker died between naming the file and saying so is adopted, one whose file has gone is forgotten,
+    and files that a dead worker left half-way are removed.
+    """
+    tokens = claims.earlier_tokens(worker.conn, claim)
     for turn in get_turns(worker.conn, claim.job.id):
+        for token in tokens:
+            outputs.part_path(Path(turn.output_path), token).unlink(missing_ok=True)
         if turn.state not in ("saving", "done"):
             continue
         whole = outputs.matches(Path(turn.output_path), turn.output_sha256, turn.output_bytes)
@@ -165,6 +204,7 @@ def _edit_turn(
     def on_step(step: int, ms: float, latents: object) -> None:
         nonlocal last_beat
         times.append(ms)
+        failpoint("mid_step")
         worker.tell("step", claim, turn.turn, step=step, steps=turn.steps, ms=ms, turns=len(turns))
         if worker.stop():
             raise Stopped("told to stop")
@@ -224,7 +264,9 @@ def _publish(data: bytes, path: Path, claim: Claim, stage: Callable[[Path], None
         part = outputs.write_part(data, path, claim.token)
         try:
             stage(path)
+            failpoint("before_rename")
             outputs.publish(part, path)
+            failpoint("after_rename")
             return path
         except FileExistsError:
             path = outputs.free_name(path, os.path.lexists)

@@ -58,3 +58,21 @@ def write_event(
             json.dumps(event.data) if event.data else None,
         ),
     )
+
+
+def write_setting(conn: sqlite3.Connection, key: str, value: str) -> None:
+    conn.execute(
+        "INSERT INTO settings (key, value, updated_at) VALUES (?, ?, ?)"
+        " ON CONFLICT (key) DO UPDATE SET value = excluded.value, updated_at = excluded.updated_at",
+        (key, value, now_ms()),
+    )
+
+
+def revive(conn: sqlite3.Connection, job_id: int) -> None:
+    """Queue a job again from its first unfinished turn."""
+    conn.execute(
+        "UPDATE jobs SET state = 'queued', attempt = 0, deaths = 0, error_kind = NULL, error = NULL,"
+        " run_after = NULL, finished_at = NULL, updated_at = ? WHERE id = ?",
+        (now_ms(), job_id),
+    )
+    write_event(conn, Event("retried", job_id))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from kontext_tui.cli import about, jobs, run
+from kontext_tui.cli import about, control, jobs, run
 
 app = typer.Typer(
     help="Edit photographs by sentences with FLUX.1 Kontext: queue them, run them overnight, look in the morning.",
@@ -37,14 +37,24 @@ def _root(
     pass
 
 
-app.command("run")(run.run)
-app.command("add")(jobs.add)
-app.command("work")(run.work)
-app.command("status")(jobs.status)
-app.command("list")(jobs.list_)
-app.command("show")(jobs.show)
-app.command("retry")(jobs.retry)
-app.command("cancel")(jobs.cancel)
-app.command("locate")(about.locate)
-app.command("schema")(about.schema)
-app.command("doctor")(about.doctor)
+for name, function in {
+    "run": run.run,
+    "add": jobs.add,
+    "work": run.work,
+    "status": jobs.status,
+    "list": jobs.list_,
+    "show": jobs.show,
+    "pause": control.pause,
+    "resume": control.resume,
+    "cancel": control.cancel,
+    "retry": control.retry,
+    "hold": control.hold,
+    "release": control.release,
+    "priority": control.priority,
+    "prune": control.prune,
+    "backup": control.backup,
+    "locate": about.locate,
+    "schema": about.schema,
+    "doctor": about.doctor,
+}.items():
+    app.command(name)(function)

@@ -35,7 +35,15 @@ class Overrides:
 
 
 def enqueue(
-    conn: sqlite3.Connection, path: Path, overrides: Overrides, *, again: bool, quiet: bool, fetch: bool = False
+    conn: sqlite3.Connection,
+    path: Path,
+    overrides: Overrides,
+    *,
+    again: bool,
+    quiet: bool,
+    fetch: bool = False,
+    run_after: int | None = None,
+    priority: int = 0,
 ) -> Added:
     """Read the script, find its pictures and queue them. Whatever is wrong is said before anything is queued.
 
@@ -43,14 +51,13 @@ def enqueue(
     """
     script = scripts.load(path, overrides.given())
     spec = find_spec(script.model, script.folder)
-    choose(script.runtime, script.precision)
     if fetch or spec.folder is not None:
-        locate(spec, download=fetch)
+        choose(script.runtime, script.precision, spec.name, locate(spec, download=fetch))
     check_folder(script.output_folder)
     found = find_inputs(script, is_result=is_result)
     with _hashing(len(found), quiet=quiet) as progress:
         jobs = queue.plan(script, found, spec, progress)
-    return queue.add(conn, script, spec, jobs, again=again)
+    return queue.add(conn, script, spec, jobs, again=again, run_after=run_after, priority=priority)
 
 
 @contextmanager

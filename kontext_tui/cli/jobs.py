@@ -1,15 +1,14 @@
-"""`add`, `status`, `list`, `show`, `retry`, `cancel`: the queue, without a model."""
+"""`add`, `status`, `list`, `show`: the queue, without a model."""
 
 from __future__ import annotations
 
-import sqlite3
-import sys
 from typing import Annotated
 
 import typer
 
-from core.errors import ExitCode, UsageError
+from core.errors import UsageError
 from kontext_tui.cli import options as opt
+from kontext_tui.text import safe_text
 
 State = Annotated[
     list[str] | None,
@@ -27,23 +26,32 @@ def add(
     steps: opt.Steps = None,
     seed: opt.Seed = None,
     again: opt.Again = False,
+    at: Annotated[
+        str | None, typer.Option(metavar="HH:MM", help="Start no earlier than this time of day.", show_default=False)
+    ] = None,
+    after: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Start no earlier than in 90m, 2h, 1h30m.", show_default=False)
+    ] = None,
+    priority: Annotated[int, typer.Option(help="Higher ones are edited first.")] = 0,
     db: opt.Db = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Queue a script's pictures; `work` edits them. Asking twice for the same edit queues it once."""
     from kontext_tui.cli.enqueue import Overrides, enqueue
+    from kontext_tui.cli.report import clock
 
     overrides = Overrides(input, output, model, precision, runtime, steps, seed)
+    start = opt.start_time(at, after)
     with opt.open_queue(db) as conn:
-        added = enqueue(conn, script, overrides, again=again, quiet=quiet)
+        added = enqueue(conn, script, overrides, again=again, quiet=quiet, run_after=start, priority=priority)
     if json:
         from kontext_tui.cli.report import print_json
 
         print_json({"batch": added.batch_id, "jobs": [{"job": j, "added": how} for j, how in added.jobs.items()]})
     elif not quiet:
         parts = [
-            f"{added.count('new', 'again')} queued",
+            f"{added.count('new', 'again')} queued" + (f", to start from {clock(start)}" if start else ""),
             *([f"{added.count('waiting')} in the queue already"] if added.count("waiting") else []),
             *([f"{added.count('done')} done before"] if added.count("done") else []),
         ]
@@ -52,17 +60,18 @@ def add(
 
 def status(db: opt.Db = None, json: opt.Json = False) -> None:
     """How many jobs there are in each state."""
+    from core.jobs.control import paused
     from core.jobs.records import counts
     from kontext_tui.cli.report import print_json, print_table
 
     with opt.open_queue(db, create=False) as conn:
         numbers = counts(conn)
-        paused = conn.execute("SELECT value FROM settings WHERE key = 'paused'").fetchone()
+        reason = paused(conn)
     if json:
-        print_json({"jobs": numbers, "paused": paused["value"] if paused else None})
+        print_json({"jobs": numbers, "paused": reason})
         return
-    if paused:
-        print(f"paused: {paused['value']}")
+    if reason:
+        print(f"paused: {safe_text(reason)}")
     rows = [(state, str(number)) for state, number in numbers.items() if number]
     print_table((), rows or [("no jobs", "")], right=(1,))
 
@@ -150,64 +159,9 @@ def show(
         ],
     )
     if trace:
-        from kontext_tui.text import safe_text
-
         print()
         for line in trace["traceback"].splitlines():
             print(safe_text(line))
-
-
-def retry(
-    job: opt.JobIds = None,
-    dead: Annotated[bool, typer.Option("--dead", help="Every dead job.")] = False,
-    cancelled: Annotated[bool, typer.Option("--cancelled", help="Every cancelled job.")] = False,
-    db: opt.Db = None,
-) -> None:
-    """Queue dead or cancelled jobs again; turns that are done are kept."""
-    from core.jobs.queue import retry as queue_again
-
-    states = [word for word, wanted in (("dead", dead), ("cancelled", cancelled)) if wanted]
-    with opt.open_queue(db, create=False) as conn:
-        before = queue_again(conn, _chosen(conn, job, states))
-    _tell(
-        before,
-        {"dead": "queued again", "cancelled": "queued again", "failed": "queued again"},
-        "nothing to retry",
-    )
-
-
-def cancel(
-    job: opt.JobIds = None,
-    queued: Annotated[bool, typer.Option("--queued", help="Every job that waits.")] = False,
-    db: opt.Db = None,
-) -> None:
-    """Cancel jobs. A running one ends after its step; what is finished stays on disk."""
-    from core.jobs.queue import cancel as end
-
-    with opt.open_queue(db, create=False) as conn:
-        before = end(conn, _chosen(conn, job, ["queued", "scheduled", "held"] if queued else []))
-    _tell(
-        before,
-        {"running": "ends after its step"} | dict.fromkeys(("queued", "scheduled", "held", "failed"), "cancelled"),
-        "nothing to cancel",
-    )
-
-
-def _chosen(conn: sqlite3.Connection, ids: list[int] | None, states: list[str]) -> list[int]:
-    if not ids and not states:
-        raise UsageError("name jobs by their numbers, or a whole state (see --help)")
-    rows = conn.execute(f"SELECT id FROM jobs WHERE state IN ({', '.join('?' * len(states))}) ORDER BY id", states)
-    return [*(ids or []), *(row["id"] for row in rows)]
-
-
-def _tell(before: dict[int, str], words: dict[str, str], nothing: str) -> None:
-    """Say what became of each job; exit with 1 where one was left as it is."""
-    for job_id, state in before.items():
-        print(f"job {job_id}: {words.get(state, f'is {state}; left as it is')}")
-    if not before:
-        print(nothing, file=sys.stderr)
-    if any(state not in words for state in before.values()):
-        raise typer.Exit(ExitCode.JOBS_FAILED)
 
 
 def _origin(turn: int) -> str:

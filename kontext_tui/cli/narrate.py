@@ -71,10 +71,13 @@ class Tally:
                 f"{median(self.step_ms):.0f} ms a step (medians); "
                 f"{1 - self.model_seconds / working:.0%} of the jobs' time outside the model"
             )
-            lines.append(
-                f"{self.import_seconds:.1f} s to start the libraries, then {self.first_step_seconds or 0:.1f} s "
-                f"from loading the model to its first step; peak memory {size(self.peak_bytes)}"
-            )
+            memory = f"peak memory {size(self.peak_bytes)}"
+            if self.import_seconds:
+                memory = (
+                    f"{self.import_seconds:.1f} s to start the libraries, then {self.first_step_seconds or 0:.1f} s "
+                    f"from loading the model to its first step; {memory}"
+                )
+            lines.append(memory)
         return lines
 
 
@@ -187,8 +190,19 @@ def sentence(event: Event, tally: Tally) -> str | None:
         return f"{name}: done before: {_place(data['output'])}"
     if event.what in ("cancelled", "released"):
         return f"{name}: {event.what}"
+    if event.what == "failed":
+        wait = f"again in {duration(data['retry_seconds'])}" if data["retry_seconds"] else "again at once"
+        return f"{name}: {data['kind']}, {wait}: {safe_text(data['message'])}"
+    if event.what == "paused":
+        return f"the queue is paused: {safe_text(data['message'])}; `kontext-tui resume` goes on"
+    if event.what == "hung":
+        return f"{data['device']}: no step for {duration(data['seconds'])}; its worker is ended"
+    if event.what == "lost":
+        return f"{name}: its worker ended; the job goes on in another"
+    if event.what == "waiting" and data.get("paused"):
+        return f"waiting: the queue is paused ({safe_text(data['paused'])}); `kontext-tui resume` goes on"
     if event.what == "waiting":
-        return f"waiting for {data['jobs']} that another process is working on"
+        return f"waiting for {data['jobs']} jobs that another process works on, or that wait for their next attempt"
     if event.what == "loaded":
         return f"{safe_text(data['model'])} on {data['device']}"
     return None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from core.errors import UsageError
 
 Db = Annotated[
     Path | None,
@@ -46,8 +50,30 @@ Seed = Annotated[
     int | None, typer.Option(metavar="N", help="The seed that jobs derive theirs from.", show_default=False)
 ]
 Again = Annotated[bool, typer.Option("--again", help="Edit pictures again that this script has edited already.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+Gpus = Annotated[str, typer.Option("--gpus", metavar="auto|all|cpu|0,1", help="Where to edit; a worker for each.")]
 JobIds = Annotated[list[int] | None, typer.Argument(metavar="[JOB]...", help="Job numbers.", show_default=False)]
+
+
+def start_time(at: str | None, after: str | None) -> int | None:
+    """`--at 22:00` (today, or tomorrow where that has passed) and `--after 1h30m` as ms since the epoch."""
+    if at and after:
+        raise UsageError("--at and --after exclude each other: give one time to start")
+    if at:
+        if not (match := re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", at)):
+            raise UsageError(f"--at {at!r} is no time of day: write it as 22:00")
+        now = datetime.now()
+        then = now.replace(hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0)
+        return int((then if then > now else then + timedelta(days=1)).timestamp() * 1000)
+    if after:
+        match = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,5})m)?(?:(\d{1,6})s)?", after)
+        if not match or not any(match.groups()):
+            raise UsageError(f"--after {after!r} is no length of time: write it as 90m, 2h or 1h30m")
+        hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        wait = timedelta(hours=hours, minutes=minutes, seconds=seconds)
+        return int((datetime.now() + wait).timestamp() * 1000)
+    return None
 
 
 @contextmanager

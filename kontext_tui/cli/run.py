@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from core.errors import ExitCode
+from core.errors import ExitCode, UnavailableError
 from core.jobs.events import Event, Listener
 from kontext_tui.cli import options as opt
 
@@ -28,15 +30,18 @@ def run(
     steps: opt.Steps = None,
     seed: opt.Seed = None,
     again: opt.Again = False,
-    device: opt.Device = "auto",
+    gpus: opt.Gpus = "auto",
     db: opt.Db = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Edit a script's pictures now, through the queue; interrupted, the same command goes on where it stopped."""
+    from core import paths
+    from core.jobs.devices import resolve
     from kontext_tui.cli.enqueue import Overrides, enqueue
     from kontext_tui.cli.narrate import narrator
 
+    devices = resolve(gpus)
     overrides = Overrides(input, output, model, precision, runtime, steps, seed)
     with opt.open_queue(db) as conn:
         added = enqueue(conn, script, overrides, again=again, quiet=quiet, fetch=True)
@@ -44,75 +49,72 @@ def run(
             reporter = _Reporter(conn, added, tell, json=json)
             reporter.tell_reused()
             if added.count("done") < len(added.jobs):
-                _drain(conn, device, reporter.listen, batch_id=added.batch_id)
+                _work(conn, paths.database(db), devices, reporter.listen, batch_id=added.batch_id, drain=True)
             reporter.finish()
-        states = [row["state"] for row in conn.execute(_BATCH_STATES, (added.batch_id,))]
-    if any(state != "done" for state in states):
-        raise typer.Exit(ExitCode.JOBS_FAILED)
+        left = [row["error_kind"] for row in conn.execute(_NOT_DONE, (added.batch_id,))]
+    if left:
+        unavailable = all(kind == UnavailableError.kind for kind in left)
+        raise typer.Exit(ExitCode.UNAVAILABLE if unavailable else ExitCode.JOBS_FAILED)
 
 
 def work(
     drain: Annotated[bool, typer.Option("--drain", help="End once nothing waits any more.")] = False,
-    device: opt.Device = "auto",
+    gpus: opt.Gpus = "auto",
     db: opt.Db = None,
     quiet: opt.Quiet = False,
 ) -> None:
     """Edit what is queued, as it comes; Ctrl-C ends after the current step."""
+    from core import paths
+    from core.jobs.devices import resolve
     from core.jobs.records import counts
     from kontext_tui.cli.narrate import narrator
 
+    devices = resolve(gpus)
     with opt.open_queue(db) as conn, narrator(counts(conn)["queued"], quiet=quiet) as tell:
-        _drain(conn, device, tell, forever=not drain)
+        _work(conn, paths.database(db), devices, tell, batch_id=None, drain=drain)
 
 
-_BATCH_STATES = "SELECT j.state FROM batch_jobs b JOIN jobs j ON j.id = b.job_id WHERE b.batch_id = ?"
+_NOT_DONE = (
+    "SELECT j.error_kind FROM batch_jobs b JOIN jobs j ON j.id = b.job_id WHERE b.batch_id = ? AND j.state <> 'done'"
+)
 
 
-def _drain(
+def _work(
     conn: sqlite3.Connection,
-    device: str,
+    database: Path,
+    devices: list[str],
     listener: Listener,
     *,
-    batch_id: int | None = None,
-    forever: bool = False,
+    batch_id: int | None,
+    drain: bool,
 ) -> None:
-    from core.edit.studio import LocalStudio
-    from core.jobs import worker as workers
-    from core.jobs.records import unfinished
+    """Supervise workers until they are done; exit as the signal says where one came."""
+    from core.jobs.supervisor import Plan, supervise
 
-    studio = LocalStudio(device)
-    studio.on_load = lambda loading: listener(Event("loaded", data=vars(loading)))
-    told = 0
-
-    def wait() -> bool:
-        nonlocal told
-        if batch_id is None:
-            return forever
-        left = unfinished(conn, batch_id)
-        if left and left != told:
-            listener(Event("waiting", data={"jobs": left}))
-        told = left
-        return left > 0
-
+    # What edits, and how long it may be silent: the tests have a faster one, and less patience.
+    plan = Plan(
+        database,
+        devices,
+        batch_id,
+        drain,
+        studio=os.environ.get("KONTEXT_TUI_STUDIO", Plan.studio),
+        step_seconds=float(os.environ.get("KONTEXT_TUI_STEP_SECONDS", Plan.step_seconds)),
+        grace_seconds=float(os.environ.get("KONTEXT_TUI_GRACE_SECONDS", Plan.grace_seconds)),
+    )
     with _signals() as caught:
-        worker = workers.Worker(conn, studio, listener, stop=lambda: bool(caught))
-        try:
-            workers.drain(worker, batch_id=batch_id, wait=wait)
-        except workers.Stopped:
-            raise typer.Exit(128 + caught[0]) from None
+        supervise(plan, conn, listener, lambda: len(caught))
+    if caught:
+        raise typer.Exit(128 + caught[0])
 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect the signals that ask to stop; the second one acts at once, as if nobody had listened."""
+    """Collect the signals that ask to stop: after one the workers end after their step, after two at once."""
     caught: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        caught.append(number)
-        for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(other, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {
+        number: signal.signal(number, lambda got, frame: caught.append(got))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
         yield caught
     finally:

@@ -1,20 +1,25 @@
 """Runtimes: what predicts the velocity of one step. Everything else of an edit is shared.
 
-`choose` says which runtime and precision serve a request on this machine, before anything heavy is imported.
+`choose` says which runtime and precision serve a request on this machine and from which files, before anything heavy
+is imported; `core.edit.runtimes.opening` then makes it ready.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from core.errors import UnavailableError
 
 if TYPE_CHECKING:
+    from core.edit.artifacts import Artifact
     from core.edit.sampling import Conditioning, Predict
 
 RUNTIMES = ("torch", "onnx", "tensorrt")
 PRECISIONS = ("bf16", "fp8", "fp4", "fp4-svd")
+KIND = {"torch": "checkpoint", "onnx": "onnx", "tensorrt": "engine"}
+"""What each runtime takes from the artifact store; `torch` in bf16 takes nothing."""
 
 
 class Runtime(Protocol):
@@ -30,23 +35,51 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """What will run, and why, in a line for the person who asked."""
+    """What will run, from which artifact, and why, in a line for the person who asked."""
 
     runtime: str
     precision: str
     reason: str
+    artifact: Artifact | None = None
 
 
-def choose(runtime: str, precision: str) -> Choice:
+def choose(runtime: str, precision: str, model: str, folder: Path) -> Choice:
     """Pick the runtime and precision for a request where either may be `auto`.
 
-    Raises UnavailableError where nothing here can do what was asked.
+    model: its name, for messages; folder: where it lies. Raises UnavailableError where nothing here can do what was
+    asked, saying which command makes it possible.
     """
-    wanted = "torch" if runtime == "auto" else runtime
-    if wanted != "torch":
-        raise UnavailableError(f"runtime {wanted!r} is not in this version; use `runtime: torch` or `auto`")
-    if precision not in ("auto", "bf16"):
-        raise UnavailableError(
-            f"precision {precision!r} is not in this version of the torch runtime; use `precision: bf16` or `auto`"
-        )
-    return Choice("torch", "bf16", "the unquantized weights; float32 arithmetic on a CPU")
+    if runtime in ("auto", "torch") and precision in ("auto", "bf16"):
+        return Choice("torch", "bf16", "the unquantized weights; float32 arithmetic on a CPU")
+    from core.edit.artifacts import find
+    from core.edit.store import model_hash
+
+    model_key = model_hash(folder / "transformer")
+    wanted = ("bf16",) if precision == "auto" else (precision,)
+    # An engine is the fastest where there is one for this GPU; the checkpoint runs anywhere, emulated where it must.
+    for name in ("tensorrt", "torch", "onnx") if runtime == "auto" else (runtime,):
+        if name == "tensorrt" and runtime == "auto" and not _has_gpu():
+            continue
+        for choice in wanted:
+            found = find(KIND[name], model=model_key, precision=choice)
+            if found:
+                return Choice(name, choice, f"the {KIND[name]} made here", found[0])
+    raise UnavailableError(_missing(runtime, wanted[0], model))
+
+
+def _missing(runtime: str, precision: str, model: str) -> str:
+    """What to do so that a request can be served."""
+    commands: list[str] = []
+    if precision != "bf16":
+        commands.append(f"kontext-tui quantize --model {model} --precision {precision}")
+    if runtime in ("onnx", "tensorrt"):
+        commands.append(f"kontext-tui export --model {model} --precision {precision}")
+    if runtime == "tensorrt":
+        commands.append(f"kontext-tui engine build --model {model} --precision {precision}")
+    what = {"onnx": "ONNX graph", "tensorrt": "TensorRT engine"}.get(runtime, "checkpoint")
+    return f"there is no {precision} {what} of {model} here; `{' && '.join(commands)}` makes it"
+
+
+def _has_gpu() -> bool:
+    """Whether an NVIDIA driver is loaded; asked before torch is."""
+    return Path("/proc/driver/nvidia/version").exists()

@@ -1,23 +1,32 @@
-"""The `torch` runtime: diffusers' transformer as it is, in BF16 on a GPU and float32 on a CPU."""
+"""The `torch` runtime: diffusers' transformer as it is, or one loaded from a quantized checkpoint.
+
+Unquantized it computes in BF16 on a GPU and in float32 on a CPU. A quantized checkpoint is emulated: every number is
+rounded as the low-bit kernels round it, with no gain in speed.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from core.edit.quantized import Emulated, load_transformer, read_quant_file
 from core.edit.sampling import Conditioning, Predict
+
+CACHE_BYTES = 4 << 30
+"""Emulation keeps dequantized weights up to this much; a big model's are made anew at each step."""
 
 
 class TorchRuntime:
-    """Runs a `FluxTransformer2DModel`. `precision` is what the arithmetic is done in: fp32 or bf16."""
+    """Runs a `FluxTransformer2DModel`. `precision` is what the arithmetic is done in: fp32, bf16, or a recipe's."""
 
     name = "torch"
 
-    def __init__(self, transformer: Any) -> None:
+    def __init__(self, transformer: Any, precision: str | None = None) -> None:
         self.transformer = transformer
-        self.precision = "fp32" if transformer.dtype == torch.float32 else "bf16"
+        self.precision = precision or ("fp32" if transformer.dtype == torch.float32 else "bf16")
 
     def begin(self, conditioning: Conditioning) -> Predict:
         context = conditioning.context
@@ -36,3 +45,9 @@ class TorchRuntime:
             return velocity[:, : latents.shape[1]]
 
         return predict
+
+
+def load_checkpoint(folder: Path, device: torch.device, dtype: torch.dtype) -> TorchRuntime:
+    """The runtime of a quantized checkpoint: `core.edit.quantized` says what is in the folder."""
+    transformer = load_transformer(folder, device, dtype, Emulated(CACHE_BYTES))
+    return TorchRuntime(transformer, str(read_quant_file(folder).get("recipe", "bf16")))

@@ -1,0 +1,289 @@
+"""The supervisor: one disposable child process a device, watched from outside.
+
+It imports no torch, so it lives when a child does not: it renews the children's leases, puts back what dead ones
+held, starts new ones with growing pauses, and ends those that hang.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import selectors
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from core.errors import UnavailableError
+from core.jobs import claims, control
+from core.jobs.child import BROKEN_DEVICE
+from core.jobs.events import Event, Listener
+
+RENEW_SECONDS = 5.0
+GRACE_SECONDS = 10.0
+"""From asking a hung child to end to making it."""
+STEP_FACTOR, STEP_SECONDS = 20.0, 120.0
+"""A step is hung after so many times the median step, and at least so long. Loading and saving count as steps."""
+LOAD_SECONDS = 1800.0
+"""What loading a model may take: 24 GB from a slow disk, an engine's first start."""
+RESTART_CAP_SECONDS = 60.0
+BREAKER_COUNT, BREAKER_SECONDS = 3, 600.0
+"""So many GPU failures in so many seconds pause the queue: the next job would fail the same way."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to supervise. devices: one child each, such as cpu, auto, cuda:0. batch_id: these jobs alone."""
+
+    database: Path
+    devices: Sequence[str] = ("auto",)
+    batch_id: int | None = None
+    drain: bool = True
+    studio: str = "core.edit.studio:LocalStudio"
+    step_seconds: float = STEP_SECONDS
+    grace_seconds: float = GRACE_SECONDS
+
+
+@dataclass
+class Child:
+    """A running child and what was last heard of it."""
+
+    device: str
+    process: subprocess.Popen[bytes]
+    heard: float
+    worker_id: int | None = None
+    step_ms: deque[float] = field(default_factory=lambda: deque(maxlen=50))
+    loading: bool = True
+    busy: bool = False
+    buffer: bytes = b""
+    asked: float | None = None
+    """When it was asked to end; infinite where no grace time runs."""
+    hung: bool = False
+
+
+@dataclass
+class Supervision:
+    """The state of a supervisor at work."""
+
+    plan: Plan
+    conn: sqlite3.Connection
+    listener: Listener
+    children: dict[str, Child] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
+    restart_at: dict[str, float] = field(default_factory=dict)
+    broken: deque[float] = field(default_factory=deque)
+    finished: set[str] = field(default_factory=set)
+
+
+def supervise(plan: Plan, conn: sqlite3.Connection, listener: Listener, stop: Callable[[], int]) -> None:
+    """Keep one child a device at work until nothing is left, or `stop` says 1 (end after the step) or 2 (now).
+
+    Raises UnavailableError where another supervisor of this user has a device already.
+    """
+    with ExitStack() as stack:
+        for device in plan.devices:
+            if device.startswith("cuda"):
+                stack.enter_context(device_lock(device))
+        supervision = Supervision(plan, conn, listener)
+        stack.callback(_end_all, supervision)
+        renewed = 0.0
+        claims.rescue(conn)
+        while not _is_over(supervision, stop()):
+            _start_missing(supervision, stop())
+            _listen(supervision, seconds=0.2)
+            _bury_dead(supervision)
+            _end_hung(supervision)
+            if stop():
+                _ask_all(supervision, now=stop() > 1)
+            if time.monotonic() - renewed >= RENEW_SECONDS:
+                renewed = time.monotonic()
+                _renew(supervision)
+
+
+def _is_over(supervision: Supervision, stopping: int) -> bool:
+    return not supervision.children and (bool(stopping) or supervision.finished.issuperset(supervision.plan.devices))
+
+
+def _start_missing(supervision: Supervision, stopping: int) -> None:
+    if stopping:
+        return
+    for device in supervision.plan.devices:
+        waiting = time.monotonic() < supervision.restart_at.get(device, 0.0)
+        if device not in supervision.children and device not in supervision.finished and not waiting:
+            supervision.children[device] = _start(supervision.plan, device)
+
+
+def _start(plan: Plan, device: str) -> Child:
+    command = [sys.executable, "-m", "core.jobs.child", "--db", str(plan.database), "--studio", plan.studio]
+    environment = dict(os.environ)
+    if device.startswith("cuda:"):
+        # Before torch is imported, so that the child sees this GPU alone and calls it cuda:0.
+        environment["CUDA_VISIBLE_DEVICES"] = device.partition(":")[2]
+        command += ["--device", "cuda:0"]
+    else:
+        command += ["--device", device]
+    if plan.batch_id is not None:
+        command += ["--batch", str(plan.batch_id)]
+    if plan.drain:
+        command.append("--drain")
+    root = str(Path(__file__).parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, process_group=0
+    )
+    assert process.stdout is not None
+    os.set_blocking(process.stdout.fileno(), False)
+    return Child(device, process, heard=time.monotonic())
+
+
+def _listen(supervision: Supervision, seconds: float) -> None:
+    """Pass on what the children tell, waiting at most so long for anything."""
+    with selectors.DefaultSelector() as selector:
+        for child in supervision.children.values():
+            assert child.process.stdout is not None
+            selector.register(child.process.stdout, selectors.EVENT_READ, child)
+        if not selector.get_map():
+            time.sleep(seconds)
+            return
+        for key, _ in selector.select(seconds):
+            _read(supervision, key.data)
+
+
+def _read(supervision: Supervision, child: Child) -> None:
+    assert child.process.stdout is not None
+    with suppress(BlockingIOError):
+        data = child.process.stdout.read()
+        if not data:
+            time.sleep(0.01)  # its end of the pipe is closed: it is about to be buried
+            return
+        *lines, child.buffer = (child.buffer + data).split(b"\n")
+        for line in lines:
+            with suppress(ValueError, TypeError):  # a library that prints: not ours
+                _hear(supervision, child, Event(**json.loads(line)))
+
+
+def _hear(supervision: Supervision, child: Child, event: Event) -> None:
+    child.heard = time.monotonic()
+    if event.what == "ready":
+        child.worker_id = event.data["worker"]
+        return
+    if event.what == "step":
+        child.step_ms.append(event.data["ms"])
+    if event.what in ("claimed", "loading"):
+        child.busy = True
+    if event.what in ("loading", "turn"):
+        child.loading = event.what == "loading"
+    if event.what in ("done", "dead", "failed", "cancelled", "released", "stale", "paused"):
+        child.busy = False
+        supervision.failures[child.device] = 0
+    supervision.listener(event)
+
+
+def _bury_dead(supervision: Supervision) -> None:
+    """Take note of children that have ended, put back what they held, and plan the next one."""
+    for device, child in list(supervision.children.items()):
+        code = child.process.poll()
+        if code is None:
+            continue
+        _read(supervision, child)  # its last words
+        del supervision.children[device]
+        for pipe in (child.process.stdin, child.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        blame: dict[int, str] = {}
+        if child.worker_id is not None and (child.hung or (child.asked is None and code not in (0, BROKEN_DEVICE))):
+            blame[child.worker_id] = "timeout" if child.hung else "killed_worker"
+        for event in claims.rescue(supervision.conn, blame=blame):
+            supervision.listener(event)
+        if code == 0 and not child.hung:
+            supervision.finished.add(device)
+            continue
+        supervision.failures[device] = failures = supervision.failures.get(device, 0) + 1
+        supervision.restart_at[device] = time.monotonic() + min(2.0 ** (failures - 1) - 1, RESTART_CAP_SECONDS)
+        if code == BROKEN_DEVICE:
+            _trip(supervision, device)
+
+
+def _trip(supervision: Supervision, device: str) -> None:
+    """Count a GPU failure; too many of them pause the queue."""
+    now = time.monotonic()
+    supervision.broken.append(now)
+    while now - supervision.broken[0] > BREAKER_SECONDS:
+        supervision.broken.popleft()
+    if len(supervision.broken) >= BREAKER_COUNT:
+        reason = f"{device} failed {len(supervision.broken)} times in {BREAKER_SECONDS / 60:.0f} minutes"
+        control.pause(supervision.conn, reason)
+        supervision.listener(Event("paused", data={"message": reason}))
+        supervision.broken.clear()
+
+
+def _end_hung(supervision: Supervision) -> None:
+    for child in supervision.children.values():
+        silent = time.monotonic() - child.heard
+        if child.asked is not None:
+            if time.monotonic() - child.asked > supervision.plan.grace_seconds:
+                child.process.kill()
+        elif child.busy and silent > _patience(supervision.plan, child):
+            supervision.listener(Event("hung", data={"device": child.device, "seconds": silent}))
+            child.hung, child.asked = True, time.monotonic()
+            child.process.terminate()
+
+
+def _patience(plan: Plan, child: Child) -> float:
+    if child.loading:
+        return max(LOAD_SECONDS, plan.step_seconds) if plan.step_seconds >= STEP_SECONDS else plan.step_seconds
+    return max(STEP_FACTOR * median(child.step_ms) / 1000 if child.step_ms else 0.0, plan.step_seconds)
+
+
+def _renew(supervision: Supervision) -> None:
+    """Leases of living children only; a database that is busy now is asked again in 5 s, leases last 30."""
+    alive = [c.worker_id for c in supervision.children.values() if c.worker_id and c.process.poll() is None]
+    with suppress(sqlite3.OperationalError):
+        if alive:
+            claims.renew(supervision.conn, alive)
+        for event in claims.rescue(supervision.conn):
+            supervision.listener(event)
+
+
+def _ask_all(supervision: Supervision, *, now: bool) -> None:
+    for child in supervision.children.values():
+        if now:
+            child.process.kill()
+        elif child.asked is None:
+            child.asked = float("inf")  # a step may take long: no grace time, a second signal ends it at once
+            child.process.terminate()
+
+
+def _end_all(supervision: Supervision) -> None:
+    """Whatever happened here, no child stays behind and nothing stays `running`."""
+    for child in supervision.children.values():
+        child.process.kill()
+        child.process.wait()
+    with suppress(sqlite3.Error):
+        claims.rescue(supervision.conn)
+
+
+@contextmanager
+def device_lock(device: str) -> Iterator[None]:
+    """Hold a GPU for this supervisor: a lock file that the kernel frees with its process."""
+    folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    path = folder / f"kontext-tui-{os.getuid()}-{device.replace(':', '-')}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UnavailableError(
+                f"{device} is at work for another kontext-tui of yours; its jobs go on there, or name another --gpus"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)

@@ -71,7 +71,7 @@ def _edit(editor, chain: Chain) -> list[Image.Image]:
     for turn, prompt in enumerate(chain.prompts):
         edit = editor.edit(
             results[-1], prompt, seed=SEED + turn, steps=spec.steps, guidance=spec.guidance,
-            keep_model_size=False, on_step=None,
+            keep_model_size=False, on_step=None, resume=None,
         )  # fmt: skip
         results.append(edit.image)
     return results

@@ -28,6 +28,14 @@ class FastEdit:
 
 
 @dataclass
+class FastProgress:
+    step: int
+    dtype: str = "none"
+    shape: tuple[int, ...] = ()
+    data: bytes = b""
+
+
+@dataclass
 class FastSession:
     log: Path
     precision: str = "fp32"
@@ -36,17 +44,20 @@ class FastSession:
     def prepare(self, prompts: list[str]) -> None:
         pass
 
-    def edit(self, image, prompt, *, seed, steps, guidance, keep_model_size, on_step) -> FastEdit:
+    def edit(self, image, prompt, *, seed, steps, guidance, keep_model_size, on_step, resume) -> FastEdit:
         step_ms = float(os.environ.get("KONTEXT_TEST_STEP_MS", "0"))
         digest = hashlib.sha256(f"{prompt}/{seed}/{steps}/{guidance}".encode() + image.tobytes()).digest()
         with self.log.open("a") as log:
             log.write(f"{prompt}\t{seed}\t{digest.hex()[:8]}\n")
         if os.environ.get("KONTEXT_TEST_ABORT_ON") == hashlib.sha256(image.tobytes()).hexdigest()[:8]:
             os.abort()
-        for step in range(steps):
+        for step in range(resume.step if resume else 0, steps):
             time.sleep(step_ms / 1000)
             on_step(step + 1, step_ms, None)
         return FastEdit(ImageChops.add(image, Image.new("RGB", image.size, tuple(digest[:3]))), 0.0)
+
+    def snapshot(self, step, latents):
+        return FastProgress(step)
 
     def peak_bytes(self) -> int:
         return peak_resident_bytes()

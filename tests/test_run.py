@@ -45,10 +45,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, "run", "edits.yaml", *arguments], cwd=folder, env=ENV, capture_output=True, text=True, timeout=300
-    )
+        [*COMMAND, "run", "edits.yaml", *arguments],
+        cwd=folder, env={**ENV, **environment}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -128,6 +129,25 @@ def test_killed_in_the_second_turn_it_goes_on_and_the_pictures_are_the_same_bits
     for path in sorted((folder / "edited").iterdir()):
         assert sha256(path) == sha256(whole / "edited" / path.name)
     assert not list((folder / "edited").glob(".*.part"))
+
+
+def test_killed_inside_a_turn_it_goes_on_after_its_last_step_with_the_same_bits(folder, tmp_path_factory):
+    (folder / "photos" / "coffee.png").unlink()
+    whole = tmp_path_factory.mktemp("whole")
+    assert run(folder, "--quiet", "--output", str(whole), "--steps", "6").returncode == 0
+    counts = tmp_path_factory.mktemp("counts")
+    failing = {
+        "KONTEXT_TUI_CHECKPOINT_SECONDS": "0",
+        "KONTEXT_TUI_FAILPOINT": "mid_step:kill:4",
+        "KONTEXT_TUI_FAILPOINT_COUNT": str(counts),
+    }
+    done = run(folder, "--steps", "6", "--db", "other.db", **failing)
+    assert done.returncode == 0, done.stderr
+    assert "goes on after step 4 of 6" in done.stderr
+    assert (counts / "mid_step").stat().st_size == 6 + 3  # no step is computed twice
+    for name in ("dogs.turn-1.png", "dogs.png"):
+        assert sha256(folder / "edited" / name) == sha256(whole / name)
+    assert rows(folder / "other.db", "SELECT count(*) FROM checkpoints") == [(0,)]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

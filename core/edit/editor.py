@@ -28,6 +28,33 @@ class Edit:
     model_seconds: float
 
 
+@dataclass(frozen=True)
+class Progress:
+    """The state inside an unfinished edit, after `step` steps: from it the rest gives the same bits.
+
+    The latents alone: the noise is drawn before the first step and Euler steps draw none. `data` is little-endian.
+    """
+
+    step: int
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+def snapshot(step: int, latents: Tensor) -> Progress:
+    """latents [1, tokens, C] after `step` steps, as they can be stored."""
+    raw = latents.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return Progress(step, str(latents.dtype).removeprefix("torch."), tuple(latents.shape), raw)
+
+
+def restore(progress: Progress, like: Tensor) -> Tensor:
+    """The latents of a snapshot on the device of `like`. Raises ValueError where they are of another edit."""
+    if progress.shape != tuple(like.shape) or progress.dtype != str(like.dtype).removeprefix("torch."):
+        raise ValueError(f"a snapshot of {progress.dtype} {progress.shape} is not one of {like.dtype} {like.shape}")
+    raw = torch.frombuffer(bytearray(progress.data), dtype=torch.uint8)
+    return raw.view(like.dtype).view(like.shape).to(like.device)
+
+
 def edit(
     model: Model,
     runtime: Runtime,
@@ -39,17 +66,18 @@ def edit(
     guidance: float,
     keep_model_size: bool = False,
     on_step: OnStep | None = None,
+    resume: Progress | None = None,
 ) -> Edit:
     """Edit an RGB picture by a sentence; the result has the picture's own size unless `keep_model_size`.
 
-    `on_step` may raise to stop between two steps; nothing is left behind.
+    `on_step` may raise to stop between two steps; nothing is left behind. `resume` goes on from a snapshot.
     """
     start = time.perf_counter()
     size = working_size(*image.size, model.spec.sizes)
     pixels = to_pixels(to_working(image, size), model)
     model_start = time.perf_counter()
     latents, step_ms = edit_latents(
-        model, runtime, pixels, prompt, seed=seed, steps=steps, guidance=guidance, on_step=on_step
+        model, runtime, pixels, prompt, seed=seed, steps=steps, guidance=guidance, on_step=on_step, resume=resume
     )
     result = to_image(decode(model, latents, *size))
     model_seconds = time.perf_counter() - model_start
@@ -68,8 +96,10 @@ def edit_latents(
     steps: int,
     guidance: float,
     on_step: OnStep | None = None,
+    resume: Progress | None = None,
 ) -> tuple[Tensor, tuple[float, ...]]:
-    """The edit on tensors: pixels [1, 3, H, W] in -1..1 -> packed latents [1, tokens, C] and the ms of each step."""
+    """The edit on tensors: pixels [1, 3, H, W] in -1..1 -> packed latents [1, tokens, C] and the ms of each step
+    that was computed here."""
     context = encode(model, pixels)  # [1, C, H/8, W/8]
     _, channels, height, width = context.shape
     latents = sampling.make_noise(seed, channels, height, width, like=context)
@@ -82,7 +112,10 @@ def edit_latents(
         if on_step is not None:
             on_step(step, ms, current)
 
-    return sampling.denoise(predict, latents, sigmas, on_step=record), tuple(times)
+    first_step = resume.step if resume else 0
+    if resume:
+        latents = restore(resume, like=latents)
+    return sampling.denoise(predict, latents, sigmas, first_step=first_step, on_step=record), tuple(times)
 
 
 def condition(model: Model, context: Tensor, prompt: str, guidance: float) -> Conditioning:

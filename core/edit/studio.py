@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
@@ -18,7 +18,7 @@ from core.edit.models import find_spec, locate
 from core.edit.runtimes import choose
 
 if TYPE_CHECKING:
-    from core.edit.editor import Edit
+    from core.edit.editor import Edit, Progress
     from core.edit.loading import Model
     from core.edit.runtimes import Runtime
     from core.edit.sampling import OnStep
@@ -44,7 +44,12 @@ class Session(Protocol):
         guidance: float,
         keep_model_size: bool,
         on_step: OnStep | None,
+        resume: Progress | None,
     ) -> Edit: ...
+
+    def snapshot(self, step: int, latents: Any) -> Progress:
+        """What `edit` can resume from, of the latents that `on_step` was given."""
+        ...
 
     def peak_bytes(self) -> int:
         """The most memory in use so far: of the GPU where there is one, else of this process."""
@@ -103,6 +108,7 @@ class LoadedSession:
         guidance: float,
         keep_model_size: bool,
         on_step: OnStep | None,
+        resume: Progress | None,
     ) -> Edit:
         from core.edit.editor import edit
 
@@ -116,7 +122,13 @@ class LoadedSession:
             guidance=guidance,
             keep_model_size=keep_model_size,
             on_step=on_step,
+            resume=resume,
         )
+
+    def snapshot(self, step: int, latents: Any) -> Progress:
+        from core.edit.editor import snapshot
+
+        return snapshot(step, latents)
 
     def peak_bytes(self) -> int:
         if self.model.device.type == "cuda":

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from core.jobs import control, records, worker
+from core.jobs import checkpoints, control, records, worker
 from core.jobs.database import connect
 from core.jobs.events import Event
 
@@ -36,7 +36,8 @@ def main() -> int:
     conn = connect(options.db, create=False)
     studio = _studio(options.studio, options.device)
     studio.on_load = lambda loading: _tell(Event("loaded", data=asdict(loading)))
-    this = worker.Worker(conn, studio, _tell, stop.is_set)
+    seconds = float(os.environ.get("KONTEXT_TUI_CHECKPOINT_SECONDS", checkpoints.SECONDS))
+    this = worker.Worker(conn, studio, _tell, stop.is_set, seconds)
     _tell(Event("ready", data={"worker": this.id}))
 
     told = 0

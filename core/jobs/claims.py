@@ -190,6 +190,25 @@ def beat(conn: sqlite3.Connection, claim: Claim, turn: int, step_ms: Sequence[fl
         conn.execute("UPDATE workers SET heartbeat_at = ? WHERE id = ?", (now_ms(), claim.worker_id))
 
 
+def save_checkpoint(conn: sqlite3.Connection, claim: Claim, turn: int, step: int, meta: str, state: bytes) -> None:
+    """Keep the state inside a turn, in place of an earlier one."""
+    with transaction(conn):
+        _fence(conn, claim)
+        conn.execute(
+            "INSERT OR REPLACE INTO checkpoints (job_id, turn, step, meta, state, saved_at)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (claim.job.id, turn, step, meta, state, now_ms()),
+        )
+
+
+def load_checkpoint(conn: sqlite3.Connection, job_id: int, turn: int) -> tuple[int, str, bytes] | None:
+    """The step, meta and state of an unfinished turn."""
+    row = conn.execute(
+        "SELECT step, meta, state FROM checkpoints WHERE job_id = ? AND turn = ?", (job_id, turn)
+    ).fetchone()
+    return (row["step"], row["meta"], row["state"]) if row else None
+
+
 def stage_turn(
     conn: sqlite3.Connection,
     claim: Claim,

@@ -16,13 +16,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
 from core import __version__
 from core.edit import images, outputs
 from core.edit.studio import Session, Studio
 from core.errors import KontextError
-from core.jobs import claims, control
+from core.jobs import checkpoints, claims, control
+from core.jobs.checkpoints import Checkpointer
 from core.jobs.claims import Cancelled, Claim, StaleClaim
 from core.jobs.events import Event, Listener, ignore
 from core.jobs.failpoints import failpoint
@@ -58,6 +57,7 @@ class Worker:
     studio: Studio
     listener: Listener = ignore
     stop: Callable[[], bool] = lambda: False
+    checkpoint_seconds: float = checkpoints.SECONDS
     id: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -159,9 +159,8 @@ def _edit_turns(worker: Worker, claim: Claim) -> None:
     session.prepare([turn.prompt for turn in todo])
     paths = {turn.turn: Path(turn.output_path) for turn in turns}
     for turn in todo:
-        source = picture.rgb
-        if turn.from_turn:  # its file, not what is in memory: a restart must see the very same picture
-            source = images.load(paths[turn.from_turn]).rgb
+        # An earlier result is read from its file, not from memory: a restart must see the very same picture.
+        source = images.load(paths[turn.from_turn]) if turn.from_turn else picture
         paths[turn.turn] = _edit_turn(worker, claim, session, turn, turns, source, picture)
 
 
@@ -191,36 +190,41 @@ def _edit_turn(
     session: Session,
     turn: Turn,
     turns: list[Turn],
-    source: Image.Image,
+    source: images.Picture,
     picture: images.Picture,
 ) -> Path:
     """Compute one turn and publish its result; returns the file's path."""
     start = time.perf_counter()
+    checkpointer = Checkpointer(worker.conn, claim, session, turn, source.sha256, worker.checkpoint_seconds)
+    resume, times = checkpointer.resume()
     claims.start_turn(worker.conn, claim, turn.turn, precision=session.precision, runtime=session.runtime)
     worker.tell("turn", claim, turn.turn, prompt=turn.prompt, steps=turn.steps, seed=turn.seed, turns=len(turns))
-    times: list[float] = []
+    if resume is not None:
+        worker.tell("resumed", claim, turn.turn, step=resume.step, steps=turn.steps)
     last_beat = start
 
     def on_step(step: int, ms: float, latents: object) -> None:
         nonlocal last_beat
         times.append(ms)
-        failpoint("mid_step")
         worker.tell("step", claim, turn.turn, step=step, steps=turn.steps, ms=ms, turns=len(turns))
         if worker.stop():
             raise Stopped("told to stop")
         if time.perf_counter() - last_beat >= BEAT_SECONDS:
             last_beat = time.perf_counter()
             claims.beat(worker.conn, claim, turn.turn, times)
+        checkpointer.after_step(step, latents, times)
+        failpoint("mid_step")
 
     model_size = claim.job.output_size == "model"
     edit = session.edit(
-        source,
+        source.rgb,
         turn.prompt,
         seed=turn.seed,
         steps=turn.steps,
         guidance=turn.guidance,
         keep_model_size=model_size,
         on_step=on_step,
+        resume=resume,
     )
     result = images.unflatten(edit.image, picture.alpha)
     metadata = describe(

@@ -193,6 +193,8 @@ def sentence(event: Event, tally: Tally) -> str | None:
     if event.what == "failed":
         wait = f"again in {duration(data['retry_seconds'])}" if data["retry_seconds"] else "again at once"
         return f"{name}: {data['kind']}, {wait}: {safe_text(data['message'])}"
+    if event.what == "resumed":
+        return f"{name}: turn {event.turn} goes on after step {data['step']} of {data['steps']}"
     if event.what == "paused":
         return f"the queue is paused: {safe_text(data['message'])}; `kontext-tui resume` goes on"
     if event.what == "hung":

@@ -1,0 +1,66 @@
+"""The state inside a turn, kept so that a killed worker costs seconds and the rest gives the same bits."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from core.edit.studio import Session
+from core.jobs import claims
+from core.jobs.claims import Claim
+from core.jobs.records import Turn
+
+if TYPE_CHECKING:
+    from core.edit.editor import Progress
+
+SECONDS = 20.0
+"""How much work a kill may cost, less than a step more. A megapixel's latents are 0.5 MB, a few ms to write."""
+
+
+@dataclass
+class Checkpointer:
+    """Saves the state of one turn every so often, and finds what an earlier attempt saved."""
+
+    conn: sqlite3.Connection
+    claim: Claim
+    session: Session
+    turn: Turn
+    source_sha256: str
+    seconds: float = SECONDS
+    saved: float = field(default_factory=time.monotonic)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for the rest to give the same bits."""
+        job, turn = self.claim.job, self.turn
+        return {
+            "model": job.model,
+            "runtime": self.session.runtime,
+            "precision": self.session.precision,
+            "source": self.source_sha256,
+            "edit": [turn.prompt, turn.seed, turn.steps, turn.guidance, job.output_size],
+        }
+
+    def resume(self) -> tuple[Progress | None, list[float]]:
+        """What to go on from, and the ms of the steps behind it; (None, []) where there is nothing that fits."""
+        found = claims.load_checkpoint(self.conn, self.claim.job.id, self.turn.turn)
+        if found is None:
+            return None, []
+        step, text, state = found
+        meta = json.loads(text)
+        if meta["identity"] != self.identity() or not 0 < step < self.turn.steps:
+            return None, []
+        from core.edit.editor import Progress
+
+        return Progress(step, meta["dtype"], tuple(meta["shape"]), state), list(meta["step_ms"])
+
+    def after_step(self, step: int, latents: Any, step_ms: list[float]) -> None:
+        """Save where it is time to; not after the last step, whose result is a moment away."""
+        if step >= self.turn.steps or time.monotonic() - self.saved < self.seconds:
+            return
+        progress = self.session.snapshot(step, latents)
+        meta = {"identity": self.identity(), "dtype": progress.dtype, "shape": progress.shape, "step_ms": step_ms}
+        claims.save_checkpoint(self.conn, self.claim, self.turn.turn, step, json.dumps(meta), progress.data)
+        self.saved = time.monotonic()

@@ -7,12 +7,11 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from core.errors import UsageError
-from core.jobs.database import transaction
+from core.jobs.database import copy_to, transaction
 from core.jobs.events import Event
 from core.jobs.records import FINAL_STATES, state_of
 from core.jobs.writes import leave_running, now_ms, revive, write_event, write_setting
@@ -158,15 +157,7 @@ def backup(conn: sqlite3.Connection, target: Path) -> None:
     """A whole copy of a queue that may be at work, through SQLite's backup API; never over an existing file."""
     if os.path.lexists(target):
         raise UsageError(f"{target} is there already; give the backup another name")
-    part = target.with_name(f".{target.name}.part")
     try:
-        with closing(sqlite3.connect(part)) as copy:
-            conn.backup(copy)
-            copy.execute("PRAGMA journal_mode = DELETE")  # one file, nothing beside it
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        os.link(part, target)
+        copy_to(conn, target)
     except OSError as error:
         raise UsageError(f"{target} cannot be written: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from core.errors import DatabaseError
+from core.jobs.filesystem import network_file_system
 
 APPLICATION_ID = 0x4B_54_55_49  # "KTUI", in the file's header: tells our queue from any other SQLite file
 VERSION = 1
@@ -28,6 +29,12 @@ def connect(path: Path, *, create: bool = True) -> sqlite3.Connection:
     file with `create=False`, and a lock that outlasts `BUSY_SECONDS`; the file is left as it was.
     """
     _check_path(path, create=create)
+    kind = network_file_system(path)
+    if kind:
+        raise DatabaseError(
+            f"{path} lies on a network disk ({kind}), where SQLite can damage it; "
+            "give --db a path on a local disk (the pictures may stay where they are)"
+        )
     try:
         conn = _open(path)
         try:
@@ -113,6 +120,8 @@ def _prepare(conn: sqlite3.Connection, path: Path) -> None:
             raise DatabaseError(f"{path} is a database of another program; give --db another path")
         _migrate(conn)
     elif version < VERSION:
+        with suppress(FileExistsError):  # the first copy stays, whoever comes second
+            copy_to(conn, path.with_name(f"{path.name}.before-version-{VERSION}"))
         _migrate(conn)
     if conn.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         conn.execute("PRAGMA journal_mode = WAL")
@@ -134,6 +143,20 @@ def _migrate(conn: sqlite3.Connection) -> None:
         steps.apply(Database(conn, execute_plugins=False))
         conn.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         conn.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def copy_to(conn: sqlite3.Connection, target: Path) -> None:
+    """A whole copy of a queue that may be at work, under its name in one step; FileExistsError where it is taken."""
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with closing(sqlite3.connect(part)) as copy:
+            conn.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")  # one file, nothing beside it
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+        os.link(part, target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _reason(path: Path, error: sqlite3.Error) -> str:

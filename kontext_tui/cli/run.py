@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from core.errors import ExitCode, UnavailableError
+from core.errors import ExitCode, UnavailableError, UsageError
 from core.jobs.events import Event, Listener
 from kontext_tui.cli import options as opt
 
@@ -59,6 +59,9 @@ def run(
 
 def work(
     drain: Annotated[bool, typer.Option("--drain", help="End once nothing waits any more.")] = False,
+    log_format: Annotated[
+        str, typer.Option(metavar="text|json", help="json: every event as a line of stdout.")
+    ] = "text",
     gpus: opt.Gpus = "auto",
     db: opt.Db = None,
     quiet: opt.Quiet = False,
@@ -70,8 +73,20 @@ def work(
     from kontext_tui.cli.narrate import narrator
 
     devices = resolve(gpus)
-    with opt.open_queue(db) as conn, narrator(counts(conn)["queued"], quiet=quiet) as tell:
+    if log_format not in ("text", "json"):
+        raise UsageError(f"--log-format {log_format!r}: give text or json")
+    with opt.open_queue(db) as conn, narrator(counts(conn)["queued"], quiet=quiet or log_format == "json") as tell:
+        if log_format == "json":
+            tell = _log
         _work(conn, paths.database(db), devices, tell, batch_id=None, drain=drain)
+
+
+def _log(event: Event) -> None:
+    from datetime import datetime
+
+    from kontext_tui.cli.report import print_json
+
+    print_json({"at": datetime.now().astimezone().isoformat(timespec="milliseconds"), **vars(event)})
 
 
 _NOT_DONE = (

@@ -58,10 +58,11 @@ def choose(runtime: str, precision: str, model: str, folder: Path) -> Choice:
     wanted = ("bf16",) if precision == "auto" else (precision,)
     # An engine is the fastest where there is one for this GPU; the checkpoint runs anywhere, emulated where it must.
     for name in ("tensorrt", "torch", "onnx") if runtime == "auto" else (runtime,):
-        if name == "tensorrt" and runtime == "auto" and not _has_gpu():
+        here = _this_gpu() if name == "tensorrt" else {}
+        if name == "tensorrt" and runtime == "auto" and not here:
             continue
         for choice in wanted:
-            found = find(KIND[name], model=model_key, precision=choice)
+            found = find(KIND[name], model=model_key, precision=choice, **here)
             if found:
                 return Choice(name, choice, f"the {KIND[name]} made here", found[0])
     raise UnavailableError(_missing(runtime, wanted[0], model))
@@ -80,6 +81,9 @@ def _missing(runtime: str, precision: str, model: str) -> str:
     return f"there is no {precision} {what} of {model} here; `{' && '.join(commands)}` makes it"
 
 
-def _has_gpu() -> bool:
-    """Whether an NVIDIA driver is loaded; asked before torch is."""
-    return Path("/proc/driver/nvidia/version").exists()
+def _this_gpu() -> dict[str, str | int]:
+    """What an engine must have been built for to serve here; empty without a GPU."""
+    from core.edit.runtimes.trt_api import current_gpu
+
+    gpu = current_gpu()
+    return {"sm": gpu.sm} if gpu else {}

@@ -18,7 +18,7 @@ def open_runtime(choice: Choice, model: Model) -> Runtime:
     if choice.runtime == "torch":
         from core.edit.runtimes.torch_runtime import load_checkpoint
 
-        return load_checkpoint(choice.artifact.folder, choice.precision, model.device, model.dtype)
+        return load_checkpoint(choice.artifact.folder, model.device, model.dtype)
     if choice.runtime == "onnx":
         from core.edit.runtimes.onnx_runtime import OnnxRuntime
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from kontext_tui.cli import about, control, jobs, run
+from kontext_tui.cli import about, compare, control, engine, export, jobs, quantize, run
 
 app = typer.Typer(
     help="Edit photographs by sentences with FLUX.1 Kontext: queue them, run them overnight, look in the morning.",
@@ -53,8 +53,12 @@ for name, function in {
     "priority": control.priority,
     "prune": control.prune,
     "backup": control.backup,
+    "quantize": quantize.quantize,
+    "export": export.export,
+    "compare": compare.compare,
     "locate": about.locate,
     "schema": about.schema,
     "doctor": about.doctor,
 }.items():
     app.command(name)(function)
+app.add_typer(engine.app, name="engine")

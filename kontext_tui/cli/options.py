@@ -53,6 +53,7 @@ Again = Annotated[bool, typer.Option("--again", help="Edit pictures again that t
 
 
 Gpus = Annotated[str, typer.Option("--gpus", metavar="auto|all|cpu|0,1", help="Where to edit; a worker for each.")]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")]
 JobIds = Annotated[list[int] | None, typer.Argument(metavar="[JOB]...", help="Job numbers.", show_default=False)]
 
 

@@ -1,0 +1,165 @@
+"""`compare`: what a precision costs, on your own pictures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from core.errors import UsageError
+from kontext_tui.cli import options as opt
+
+if TYPE_CHECKING:
+    from quant.evaluate import BlockLoss, Edited, Subject
+
+Precisions = Annotated[
+    list[str] | None,
+    typer.Option("--precision", "-p", help="A precision to compare with bf16; may be repeated.", show_default="all"),
+]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", help="What to ask of each --input; may be repeated.", show_default=False),
+]
+Sheet = Annotated[
+    Path | None, typer.Option(help="Write a contact sheet: input, each precision, difference.", show_default=False)
+]
+
+
+def compare(
+    model: Annotated[str, typer.Option(help="kontext-tiny, kontext-dev or a diffusers folder.")] = "kontext-tiny",
+    precision: Precisions = None,
+    runtime: Annotated[str, typer.Option(help="What runs them: auto, torch, onnx or tensorrt.")] = "auto",
+    input: Annotated[
+        list[Path] | None,
+        typer.Option("--input", "-i", help="Pictures, instead of the twelve edits that ship.", show_default=False),
+    ] = None,
+    prompt: Prompts = None,
+    steps: opt.Steps = None,
+    seed: Annotated[int, typer.Option(min=0)] = 7,
+    sheet: Sheet = None,
+    device: opt.Device = "auto",
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """The same edits in several precisions: how near they come to the unquantized model, how fast, how large."""
+    from core.edit.models import find_spec, locate
+    from core.edit.runtimes import PRECISIONS, choose
+
+    subjects = _subjects(input, prompt)
+    spec = find_spec(model)
+    folder = locate(spec, download=True)
+    wanted = precision or [name for name in PRECISIONS if name != "bf16"]
+    choices = {name: choose(runtime, name, spec.name, folder) for name in wanted if name != "bf16"}
+
+    from core.edit.loading import load, pick_device
+    from core.edit.runtimes.opening import open_runtime
+    from core.edit.runtimes.torch_runtime import TorchRuntime
+    from quant.evaluate import block_losses, contact_sheet, edit_all, summarize
+
+    loaded = load(spec, folder, pick_device(device))
+    settings: dict[str, Any] = {"steps": steps or spec.steps, "guidance": spec.guidance, "seed": seed}
+    edits: dict[str, list[Edited]] = {}
+    losses: dict[str, list[BlockLoss]] = {}
+    with _progress((1 + len(choices)) * len(subjects), quiet=quiet) as advance:
+        edits["bf16"] = edit_all(loaded, TorchRuntime(loaded.transformer), subjects, **settings, on_done=advance)
+        for name, choice in choices.items():
+            run = open_runtime(choice, loaded)
+            edits[name] = edit_all(loaded, run, subjects, **settings, reference=edits["bf16"], on_done=advance)
+            if isinstance(run, TorchRuntime):
+                losses[name] = block_losses(loaded, run.transformer, subjects[0], guidance=spec.guidance, seed=seed)
+    sizes = {name: _weight_bytes(choice.artifact.folder) for name, choice in choices.items() if choice.artifact}
+    sizes["bf16"] = _weight_bytes(folder / "transformer")
+    report = {
+        name: {**summarize(each), "bytes": sizes.get(name), "runtime": _runtime(choices, name)}
+        for name, each in edits.items()
+    }
+    if sheet:
+        contact_sheet(subjects, edits).save(sheet)
+    _show(report, losses, edits, json=json)
+
+
+def _subjects(inputs: list[Path] | None, prompts: list[str] | None) -> list[Subject]:
+    from core.edit import images
+    from quant.evaluate import Subject
+    from quant.quality_set import quality_set
+
+    if not inputs:
+        if prompts:
+            raise UsageError("--prompt needs --input: the edits that ship have prompts of their own")
+        return quality_set()
+    if not prompts:
+        raise UsageError("--input needs --prompt: say what to do with the pictures")
+    return [Subject(path.name, images.load(path).rgb, prompt) for path in inputs for prompt in prompts]
+
+
+def _show(
+    report: dict[str, dict[str, Any]],
+    losses: dict[str, list[BlockLoss]],
+    edits: dict[str, list[Edited]],
+    *,
+    json: bool,
+) -> None:
+    from kontext_tui.cli.narrate import size
+    from kontext_tui.cli.report import print_json, print_table
+
+    if json:
+        details = {
+            name: [
+                {"input": e.subject, "prompt": e.prompt, "to_bf16": vars(e.to_reference)}
+                for e in each
+                if e.to_reference
+            ]
+            for name, each in edits.items()
+        }
+        worst = {name: [vars(loss) for loss in each] for name, each in losses.items()}
+        print_json({"precisions": report, "edits": details, "blocks": worst})
+        return
+    rows = [
+        (
+            name,
+            str(values["runtime"]),
+            *(f"{values[key]:.{digits}f}" if key in values else "" for key, digits in _COLUMNS.items()),
+            size(values["bytes"]) if values["bytes"] else "",
+        )
+        for name, values in report.items()
+    ]
+    print_table(("precision", "runtime", *_HEADINGS, "weights"), rows, right=range(2, 3 + len(_COLUMNS)))
+    for name, each in losses.items():
+        worst = sorted(each, key=lambda loss: -loss.error)[:5]
+        print(f"\n{name}: blocks that lose most, each on its own (relative error of the output)")
+        print_table((), [(loss.block, f"{loss.error:.4f}") for loss in worst], right=(1,))
+
+
+_COLUMNS = {"psnr": 1, "psnr_worst": 1, "ssim": 4, "flip": 4, "target_psnr": 1, "step_ms": 0}
+_HEADINGS = ("PSNR dB", "worst", "SSIM", "FLIP", "to target", "ms a step")
+
+
+def _runtime(choices: dict[str, Any], name: str) -> str:
+    return choices[name].runtime if name in choices else "torch"
+
+
+def _weight_bytes(folder: Path) -> int:
+    """Of the files that hold weights."""
+    suffixes = {".safetensors", ".data", ".onnx", ".engine"}
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in suffixes)
+
+
+def _progress(total: int, *, quiet: bool) -> Any:
+    """A context manager that gives a function to call after each edit; a bar on a terminal."""
+    from contextlib import contextmanager
+
+    @contextmanager
+    def bar() -> Any:
+        if quiet or not sys.stderr.isatty():
+            yield lambda: None
+            return
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("editing", total=total)
+            yield lambda: progress.advance(task)
+
+    return bar()

@@ -1,0 +1,150 @@
+"""`quantize`: a smaller version of a model, calibrated on pictures and prompts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from core.errors import UnavailableError, UsageError
+from kontext_tui.cli import options as opt
+
+Report = Callable[[str, int, int], None]
+
+
+def quantize(
+    model: Annotated[str, typer.Option(help="kontext-tiny, kontext-dev or a diffusers folder.")] = "kontext-tiny",
+    precision: Annotated[str, typer.Option("--precision", "-p", help="fp8, fp4 or fp4-svd.")] = "fp8",
+    pairs: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Pictures and a pairs.jsonl, not the 72 that ship.", show_default=False),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Use only this many pairs.", show_default=False)
+    ] = None,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, max=100, help="Steps of a calibration edit.")] = 8,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="A new folder, not the store.", show_default=False),
+    ] = None,
+    device: opt.Device = "auto",
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Calibrate a model and write it in FP8 or FP4 as a checkpoint; `run --precision` then uses it."""
+    _require_extra()
+    from quant.recipes import find_recipe
+
+    recipe = find_recipe(precision)
+    if output is not None and output.exists():
+        raise UsageError(f"{output} exists already; name a folder that does not")
+
+    from core.edit.artifacts import make
+    from core.edit.models import find_spec, locate
+    from core.edit.store import model_hash
+    from quant.calibration import read_pairs
+
+    spec = find_spec(model)
+    folder = locate(spec, download=True)
+    chosen = read_pairs(pairs, limit=limit, on_skip=lambda line: _say(line, quiet=quiet))
+    key = model_hash(folder / "transformer")
+
+    def build(out: Path) -> dict[str, Any]:
+        from core.edit.loading import load, pick_device  # torch, diffusers, transformers: some seconds
+        from quant.quantize import quantize as write
+
+        loaded = load(spec, folder, pick_device(device))
+        with _progress(quiet=quiet) as report:
+            return write(loaded, recipe, chosen, out, model_hash=key, steps=steps, on_progress=report)
+
+    if output is not None:
+        result, facts = output, write_folder(output, build)
+    else:
+        parts: dict[str, str | int | float] = {
+            "model": key, "precision": precision, "recipe": recipe.digest(),
+            "calibration": f"{chosen.digest}-{steps}",
+        }  # fmt: skip
+        artifact = make("checkpoint", parts, build, on_wait=lambda line: _say(line, quiet=quiet))
+        result, facts = artifact.folder, artifact.facts
+    weights = sum(path.stat().st_size for path in result.glob("*.safetensors"))
+    if json:
+        from kontext_tui.cli.report import print_json
+
+        print_json({"checkpoint": str(result), "precision": precision, "model": key, "bytes": weights, **facts})
+    else:
+        print(result)
+
+
+def write_folder(output: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Build beside `output` and rename; interrupted, nothing is left. Raises OutputError where it cannot be."""
+    import shutil
+    import tempfile
+
+    from core.errors import OutputError
+
+    part: Path | None = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".part", dir=output.parent))
+        facts = build(part)
+        part.chmod(0o755)
+        part.rename(output)
+        return facts
+    except OSError as error:
+        raise OutputError(f"{output} cannot be written: {error.strerror or error}") from None
+    finally:
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _require_extra() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("modelopt") is None:
+        raise UnavailableError("quantizing needs NVIDIA ModelOpt: pip install 'kontext-tui[quant]'")
+
+
+def _say(line: str, *, quiet: bool) -> None:
+    from kontext_tui.text import safe_text
+
+    if not quiet:
+        print(safe_text(line), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Report]:
+    """A bar with the time left on a terminal, a line a stage elsewhere, nothing if quiet."""
+    if quiet or not sys.stderr.isatty():
+        yield _plain(quiet=quiet)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done)
+
+        yield report
+
+
+def _plain(*, quiet: bool) -> Report:
+    told: set[str] = set()
+
+    def report(what: str, done: int, total: int) -> None:
+        if what not in told and not quiet:
+            _say(what, quiet=False)
+        told.add(what)
+
+    return report

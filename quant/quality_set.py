@@ -1,0 +1,68 @@
+"""The twelve edits that precisions are judged by: four photographs that no model here was trained on, three prompts
+each. `python -m quant.quality_set PRECISION=CHECKPOINT...` prints PSNR against the float32 edits."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from quant.evaluate import Subject
+
+STEPS = 8
+SEED = 7
+EDITS = {
+    "dogs.jpg": ("Make it black and white", "Add a soccer ball at the bottom right", "Turn day into night"),
+    "coffee.png": ("Make it cooler", "Add a strawberry on the left", "Turn it into a pencil sketch"),
+    "pavilion.jpg": ("Add a balloon at the top right", "Make it golden hour", "Make it look like an old photo"),
+    "sunset.jpg": ("Add fog", "Invert the colors", "Add a rocket at the top right"),
+}
+
+
+PHOTOS = Path(__file__).parents[1] / "examples" / "photos"
+
+
+def quality_set(photos: Path = PHOTOS) -> list[Subject]:
+    """The twelve, with pictures from `photos`. Raises UnavailableError where they are not (an installed package)."""
+    from core.errors import UnavailableError
+    from quant.evaluate import Subject
+
+    if not (photos / next(iter(EDITS))).is_file():
+        raise UnavailableError(f"the twelve edits need the source tree's examples/photos, which are not in {photos}")
+    found = []
+    for name, prompts in EDITS.items():
+        with Image.open(photos / name) as image:
+            rgb = image.convert("RGB")
+        found += [Subject(Path(name).stem, rgb, prompt) for prompt in prompts]
+    return found
+
+
+def main(arguments: list[str]) -> None:
+    """Print a line a checkpoint: PSNR in dB to the float32 edit, median and worst of the twelve."""
+    import torch
+
+    from core.edit.loading import load
+    from core.edit.models import find_spec, locate
+    from core.edit.runtimes.torch_runtime import TorchRuntime, load_checkpoint
+    from quant.evaluate import edit_all, summarize
+
+    spec = find_spec("kontext-tiny")
+    model = load(spec, locate(spec), torch.device("cpu"))
+    pictures = quality_set()
+    how = {"steps": STEPS, "guidance": spec.guidance, "seed": SEED}
+    exact = edit_all(model, TorchRuntime(model.transformer), pictures, **how)  # type: ignore[arg-type]
+    print("precision  median  worst  each")
+    for argument in arguments:
+        name, _, folder = argument.rpartition("=")
+        runtime = load_checkpoint(Path(folder), model.device, model.dtype)
+        edits = edit_all(model, runtime, pictures, reference=exact, **how)  # type: ignore[arg-type]
+        found = summarize(edits)
+        each = " ".join(f"{e.to_reference.psnr:.1f}" for e in edits if e.to_reference)
+        print(f"{name or runtime.precision:9}  {found['psnr']:6.1f}  {found['psnr_worst']:5.1f}  {each}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

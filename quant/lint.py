@@ -289,7 +289,8 @@ def tensor_bytes(tensor: TensorProto, folder: Path) -> bytes:
     where = {entry.key: entry.value for entry in tensor.external_data}
     with (folder / where["location"]).open("rb") as stream:
         stream.seek(int(where.get("offset", 0)))
-        return stream.read(int(where["length"]) if "length" in where else -1)
+        data: bytes = stream.read(int(where["length"]) if "length" in where else -1)
+        return data
 
 
 def _bytes(tensor: TensorProto) -> int:

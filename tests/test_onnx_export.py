@@ -13,9 +13,11 @@ import small_checkpoints as small
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.edit import lowbit
+from core.edit import artifacts, lowbit
+from core.edit.models import find_spec
 from core.edit.runtimes.onnx_runtime import read_tensor
 from core.errors import UnavailableError, UsageError
+from kontext_tui.cli.export import export as command
 from quant.lint import tensor_bytes
 from quant.onnx_export import check_interface, export
 
@@ -161,3 +163,60 @@ def test_foreign_interface_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"not a graph")
     with pytest.raises(UsageError, match="cannot be read as ONNX"):
         check_interface(path)
+
+
+class TestCommand:
+    """`export`, called as typer calls it; the store is in the test's own home."""
+
+    def test_from_a_checkpoint_in_the_store_once(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        folder = find_spec("kontext-tiny").folder
+        assert folder is not None
+        key = artifacts.model_hash(folder / "transformer")
+
+        def build(target: Path) -> dict[str, str]:
+            shutil.copytree(small.source("fp8"), target, dirs_exist_ok=True)
+            return {}
+
+        with pytest.raises(UnavailableError, match="kontext-tui quantize --model kontext-tiny --precision fp8"):
+            command("fp8", "kontext-tiny")
+        checkpoint = artifacts.make("checkpoint", {"model": key, "precision": "fp8"}, build)
+        command("fp8", "kontext-tiny", json=True)
+        first = json.loads(capsys.readouterr().out)
+        assert first["built"]
+        assert first["gemms"] == {"bf16": 10, "fp8": 64}
+        assert Path(first["path"]).parent.parent.name == "onnx"
+        command("fp8", "kontext-tiny", output=tmp_path / "copy", json=True)
+        second = json.loads(capsys.readouterr().out)
+        assert (second["built"], second["key"]) == (False, first["key"])
+        copied = {file.name: file.read_bytes() for file in (tmp_path / "copy").iterdir()}
+        assert copied == {
+            name: (small.graph("fp8") / name).read_bytes() for name in ("model.onnx", "model.onnx.data")
+        }
+        found = artifacts.find("onnx", model=key, precision="fp8", checkpoint=checkpoint.key)
+        assert [artifact.key for artifact in found] == [first["key"]]
+
+    def test_a_broken_promise_leaves_nothing_in_the_store(self, tmp_path: Path) -> None:
+        folder = find_spec("kontext-tiny").folder
+        assert folder is not None
+        key = artifacts.model_hash(folder / "transformer")
+
+        def build(target: Path) -> dict[str, str]:
+            shutil.copytree(small.source("fp8"), target, dirs_exist_ok=True)
+            quant_file = json.loads((target / "kontext-tui-quant.json").read_text())
+            del quant_file["attention"]["transformer_blocks.1.attn"]
+            (target / "kontext-tui-quant.json").write_text(json.dumps(quant_file))
+            return {}
+
+        artifacts.make("checkpoint", {"model": key, "precision": "fp8"}, build)
+        with pytest.raises(UnavailableError, match="attention transformer_blocks.1.attn: q k"):
+            command("fp8", "kontext-tiny")
+        assert artifacts.list_all("onnx") == []
+
+    def test_a_graph_from_elsewhere(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = small.graph("fp4") / "model.onnx"
+        command("fp4", onnx=path, quiet=True)
+        assert capsys.readouterr() == (f"{path}\n", "")
+        with pytest.raises(UsageError, match="there is no such file"):
+            command("fp4", onnx=tmp_path / "none.onnx")
+        with pytest.raises(UsageError, match="no precision 'fp16'"):
+            command("fp16")

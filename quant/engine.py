@@ -156,7 +156,7 @@ def build(
     for number_format in sorted(graph.formats):
         check_hardware(target.sm, number_format)
     module = trt_api.load(target.flavour)
-    log = trt_api.make_logger(module)
+    log = trt_api.logger(module)
     stop = threading.Event()
     ended = threading.Event()
     outcome: dict[str, Any] = {}

@@ -134,7 +134,7 @@ def calls(monkeypatch, tiny) -> list[tuple]:
         ),
     )
     monkeypatch.setattr(trt_api, "load", lambda flavour: module)
-    monkeypatch.setattr(trt_api, "make_logger", lambda module: SimpleNamespace(errors=[], warnings=[]))
+    monkeypatch.setattr(trt_api, "logger", lambda module: SimpleNamespace(errors=[], warnings=[]))
     for where in (trt_api, tensorrt_runtime):
         monkeypatch.setattr(where, "current_gpu", lambda: Gpu("RTX 5090", "sm120", "580.1"), raising=False)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
@@ -325,7 +325,7 @@ class TestRefused:
             path = Path(tmp_path / "other.engine")
             path.write_bytes(data)
             with pytest.raises(UnavailableError, match=f"^TensorRT cannot load {path}: .*{words}") as caught:
-                tensorrt_runtime.deserialize(trt, trt_api.make_logger(trt), path)
+                tensorrt_runtime.deserialize(trt, trt_api.logger(trt), path)
             assert "it gives no reason" not in str(caught.value)
             assert len(str(caught.value).splitlines()) == 1
 

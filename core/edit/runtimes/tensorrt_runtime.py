@@ -41,7 +41,7 @@ class Engine:
         self.module = load_module(artifact)
         torch.cuda.set_device(device)
         torch.cuda.current_stream().synchronize()  # makes the CUDA context that TensorRT looks for
-        self.log = trt_api.make_logger(self.module)
+        self.log = trt_api.logger(self.module)
         self.runtime, self.engine = deserialize(self.module, self.log, artifact.file(".engine"))
         self.cache: Any = None
         self.context = self._make_context()
@@ -192,7 +192,7 @@ def layers(artifact: Artifact) -> list[dict[str, Any]]:
     require_gpu(artifact)
     artifacts.check(artifact, deep=True)
     module = load_module(artifact)
-    log = trt_api.make_logger(module)
+    log = trt_api.logger(module)
     _runtime, engine = deserialize(module, log, artifact.file(".engine"))
     information = engine.create_engine_inspector().get_engine_information(module.LayerInformationFormat.JSON)
     found = json.loads(information).get("Layers", [])

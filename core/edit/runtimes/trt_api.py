@@ -49,6 +49,9 @@ FLAVOURS = {
     ),
 }  # fmt: skip
 
+_LOGGERS: dict[str, Any] = {}
+KEPT_LINES = 50  # of warnings and of errors, the last
+
 GPUS = {
     "sm75": "RTX 20, T4",
     "sm80": "A100",
@@ -126,9 +129,19 @@ def squarest(sizes: Iterable[tuple[int, int]]) -> tuple[int, int]:
     return min(sizes, key=lambda size: (max(size) / min(size), -size[0] * size[1]))
 
 
-def make_logger(module: Any) -> Any:
-    """A logger that prints nothing and keeps its lists `warnings` and `errors`, one line each."""
+def logger(module: Any) -> Any:
+    """The logger of this process, which prints nothing; its lists `warnings` and `errors` begin empty again.
 
+    One for all: TensorRT keeps the first logger that it is given and warns of every other one.
+    """
+    found = _LOGGERS.get(module.__name__)
+    if found is None:
+        found = _LOGGERS[module.__name__] = _make_logger(module)
+    found.errors, found.warnings = [], []
+    return found
+
+
+def _make_logger(module: Any) -> Any:
     class Log(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
@@ -138,9 +151,13 @@ def make_logger(module: Any) -> Any:
         def log(self, severity: Any, msg: str) -> None:
             line = " ".join(msg.split())
             if severity in (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR):
-                self.errors.append(line)
+                kept = self.errors
             elif severity == module.ILogger.WARNING:
-                self.warnings.append(line)
+                kept = self.warnings
+            else:
+                return
+            kept.append(line)
+            del kept[:-KEPT_LINES]
 
     return Log()
 

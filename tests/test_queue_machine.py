@@ -12,10 +12,12 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from core import script as scripts
 from core.edit.models import find_spec
-from core.jobs import claims, control, queue
+from core.errors import UsageError
+from core.jobs import claims, control, queue, review
 from core.jobs.database import connect
 from core.jobs.queue import NewJob, NewTurn
 from core.jobs.records import STATES, counts, get_job, get_turns
+from core.jobs.review import Change, Pick
 
 SCRIPT = scripts.parse(
     "input: x\nmodel: kontext-tiny\nturns: [add fog, make it night]", file="x", folder=Path("/tmp")
@@ -117,6 +119,38 @@ class QueueMachine(RuleBasedStateMachine):
         if before == "running" or (before == "done" and what != "retry"):
             assert after == before
 
+    @rule(number=st.integers(1, 40), turn=st.integers(0, 6), what=st.sampled_from(["redo", "branch", "withdraw"]))
+    def ask_again(self, number, turn, what):
+        """Asked for while whoever holds the job; what is there stays, and no worker loses its claim to it."""
+        before, turns = self.conn.execute("SELECT state FROM jobs WHERE id = ?", (number,)).fetchone(), []
+        if before is not None:
+            turns = get_turns(self.conn, number)
+        pick = Pick(number, turn)
+        try:
+            if what == "redo":
+                review.redo(self.conn, pick, with_later=turn % 2 == 0)
+            elif what == "branch":
+                review.branch(self.conn, pick, Change(prompt="q"))
+            else:
+                review.withdraw(self.conn, pick)
+        except UsageError:
+            assert before is None or get_turns(self.conn, number) == turns
+            return
+        after = get_turns(self.conn, number)
+        if what == "withdraw":
+            assert [t for t in turns if t.turn != turn] == after
+        else:
+            assert get_job(self.conn, number).state not in FINAL
+            assert after[: len(turns)] == turns
+
+    @rule(number=st.integers(1, 40), turn=st.integers(1, 6), what=st.sampled_from(["accepted", "rejected", None]))
+    def decide(self, number, turn, what):
+        try:
+            review.decide(self.conn, [Pick(number, turn)], what)
+        except UsageError:
+            return
+        assert get_turns(self.conn, number)[turn - 1].review == what
+
     @rule()
     def pause(self):
         control.pause(self.conn, "a test")
@@ -170,6 +204,19 @@ class QueueMachine(RuleBasedStateMachine):
     def a_job_is_done_only_with_all_its_turns(self):
         wrong = self.conn.execute(
             "SELECT 1 FROM jobs j JOIN turns t ON t.job_id = j.id WHERE j.state = 'done' AND t.state <> 'done'"
+        ).fetchone()
+        assert wrong is None
+
+    @invariant()
+    def only_results_are_decided_about(self):
+        wrong = "SELECT 1 FROM turns WHERE review IS NOT NULL AND (state <> 'done' OR reviewed_at IS NULL)"
+        assert self.conn.execute(wrong).fetchone() is None
+
+    @invariant()
+    def a_turn_starts_from_one_before_it(self):
+        wrong = self.conn.execute(
+            "SELECT 1 FROM turns t WHERE from_turn >= turn OR (from_turn > 0 AND NOT EXISTS"
+            " (SELECT 1 FROM turns f WHERE f.job_id = t.job_id AND f.turn = t.from_turn))"
         ).fetchone()
         assert wrong is None
 

@@ -254,6 +254,13 @@ def finish_turn(conn: sqlite3.Connection, claim: Claim, turn: int) -> None:
             raise StaleClaim(f"turn {turn} of job {claim.job.id} was not being saved")
         conn.execute("DELETE FROM checkpoints WHERE job_id = ? AND turn = ?", (claim.job.id, turn))
         write_event(conn, Event("turn_done", claim.job.id, turn), claim.job.attempt, claim.worker_id)
+        if conn.execute(
+            "UPDATE turns SET review = NULL, reviewed_at = NULL, reviewed_sha256 = NULL WHERE job_id = ? AND turn = ?"
+            " AND review IS NOT NULL AND reviewed_sha256 IS NOT output_sha256",
+            (claim.job.id, turn),
+        ).rowcount:
+            data = {"reason": "its picture was lost and made again, not to the byte"}
+            write_event(conn, Event("unreviewed", claim.job.id, turn, data), claim.job.attempt, claim.worker_id)
 
 
 def redo_turn(conn: sqlite3.Connection, claim: Claim, turn: int) -> None:
@@ -274,16 +281,23 @@ def note(conn: sqlite3.Connection, claim: Claim, text: str) -> None:
         write_event(conn, Event("note", claim.job.id, data={"text": text}), claim.job.attempt, claim.worker_id)
 
 
-def finish_job(conn: sqlite3.Connection, claim: Claim) -> None:
-    """Every turn is done; the job's output is that of its last turn."""
+def finish_job(conn: sqlite3.Connection, claim: Claim) -> bool:
+    """End a job whose turns are all done; its output is that of the script's last turn.
+
+    False where a turn is left to do: somebody asked for a redo while the job was at work, and it goes on.
+    """
     with transaction(conn):
         _fence(conn, claim)
+        left = "SELECT 1 FROM turns WHERE job_id = ? AND state <> 'done' LIMIT 1"
+        if conn.execute(left, (claim.job.id,)).fetchone():
+            return False
         conn.execute(
             "UPDATE jobs SET output_path = (SELECT output_path FROM turns WHERE job_id = jobs.id"
-            " ORDER BY turn DESC LIMIT 1) WHERE id = ?",
+            " AND added_at IS NULL ORDER BY turn DESC LIMIT 1) WHERE id = ?",
             (claim.job.id,),
         )
         _end(conn, claim, "done")
+    return True
 
 
 def fail_job(conn: sqlite3.Connection, claim: Claim, kind: str, message: str, traceback: str | None = None) -> None:

@@ -17,6 +17,9 @@ class Event:
     added, claimed, loading, loaded {seconds}, note {text}, turn {prompt, steps, seed}, step {step, steps, ms},
     turn_done {seconds, output, reused}, done, dead / failed {kind, message}, cancelled, released, lost (its worker
     died), retried, waiting {jobs} (for jobs that another process is working on).
+
+    In review: accepted, rejected, unreviewed {reason}, redo {of, prompt, seed}, branch {from, prompt, seed},
+    withdrawn (a redo or branch that had not begun), exported {to}. `turn` is the one that is meant or added.
     """
 
     what: str

@@ -132,7 +132,9 @@ def _meet(conn: sqlite3.Connection, job_id: int, state: str) -> str:
 
 
 def _files_stand(conn: sqlite3.Connection, job_id: int) -> bool:
-    rows = conn.execute("SELECT output_path, output_bytes FROM turns WHERE job_id = ?", (job_id,))
+    rows = conn.execute(
+        "SELECT output_path, output_bytes FROM turns WHERE job_id = ? AND added_at IS NULL", (job_id,)
+    )
     for row in rows:
         try:
             if Path(path_from_db(row["output_path"])).stat().st_size != row["output_bytes"]:

@@ -17,7 +17,11 @@ STATES = ("queued", "running", "scheduled", "held", "failed", "done", "dead", "c
 
 @dataclass(frozen=True)
 class Turn:
-    """A turn of a job as stored. `from_turn` 0 is the input; `state` is pending, running, saving or done."""
+    """A turn of a job as stored. `from_turn` 0 is the input; `state` is pending, running, saving or done.
+
+    `review` is accepted, rejected or None; `added_at` is None for the script's own turns, and the time of asking for
+    a redo (of the turn `redo_of`) or a branch.
+    """
 
     turn: int
     from_turn: int
@@ -34,6 +38,10 @@ class Turn:
     attempt: int | None
     precision: str | None
     runtime: str | None
+    review: str | None
+    reviewed_at: int | None
+    added_at: int | None
+    redo_of: int | None
 
 
 @dataclass(frozen=True)

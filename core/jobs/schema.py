@@ -104,6 +104,9 @@ CREATE TABLE turns (
     finished_at INTEGER,
     review TEXT CHECK (review IN ('accepted', 'rejected')),
     reviewed_at INTEGER,
+    reviewed_sha256 TEXT,              -- of the picture that was decided about: another one needs a new decision
+    added_at INTEGER,                  -- for a redo or a branch asked for in review; NULL for the script's own turns
+    redo_of INTEGER,                   -- the turn of this job that a redo makes anew
     PRIMARY KEY (job_id, turn)
 ) STRICT;;
 
@@ -171,6 +174,8 @@ CREATE INDEX jobs_scheduled ON jobs (run_after) WHERE state IN ('scheduled', 'fa
 CREATE INDEX jobs_running ON jobs (worker_id) WHERE state = 'running';;
 CREATE INDEX jobs_state ON jobs (state, id);;
 CREATE INDEX turns_output ON turns (output_path);;
+CREATE INDEX turns_done ON turns (job_id, turn, review) WHERE state = 'done';;
+CREATE INDEX turns_unreviewed ON turns (job_id, turn) WHERE state = 'done' AND review IS NULL;;
 CREATE INDEX batch_jobs_job ON batch_jobs (job_id);;
 CREATE INDEX attempts_job ON attempts (job_id);;
 CREATE INDEX events_job ON events (job_id)

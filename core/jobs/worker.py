@@ -26,7 +26,7 @@ from core.jobs.claims import Cancelled, Claim, StaleClaim
 from core.jobs.events import Event, Listener, ignore
 from core.jobs.failpoints import failpoint
 from core.jobs.failures import Failure, Remedy, backoff_ms, classify
-from core.jobs.provenance import describe
+from core.jobs.provenance import describe, lineage
 from core.jobs.records import Turn, get_turns
 
 BEAT_SECONDS = 0.5
@@ -96,7 +96,8 @@ def run_job(worker: Worker, claim: Claim) -> None:
     try:
         _edit_turns(worker, claim)
         failpoint("before_commit_done")
-        claims.finish_job(worker.conn, claim)
+        while not claims.finish_job(worker.conn, claim):
+            _edit_turns(worker, claim, again=True)
         failpoint("after_commit")
         worker.tell("done", claim, seconds=time.perf_counter() - start)
     except Cancelled:
@@ -140,11 +141,12 @@ def _release(worker: Worker, claim: Claim) -> None:
     worker.tell("released", claim)
 
 
-def _edit_turns(worker: Worker, claim: Claim) -> None:
+def _edit_turns(worker: Worker, claim: Claim, *, again: bool = False) -> None:
+    """Compute what is left of a job. again: turns were added since this worker began it."""
     job = claim.job
     turns = _settle(worker, claim)
     for turn in turns:
-        if turn.state == "done":
+        if turn.state == "done" and not again:
             worker.tell("turn_done", claim, turn.turn, output=turn.output_path, seconds=turn.seconds, reused=True)
     todo = [turn for turn in turns if turn.state != "done"]
     if not todo:
@@ -171,7 +173,8 @@ def _settle(worker: Worker, claim: Claim) -> list[Turn]:
     and files that a dead worker left half-way are removed.
     """
     tokens = claims.earlier_tokens(worker.conn, claim)
-    for turn in get_turns(worker.conn, claim.job.id):
+    turns = get_turns(worker.conn, claim.job.id)
+    for turn in _looked_after(turns):
         for token in tokens:
             outputs.part_path(Path(turn.output_path), token).unlink(missing_ok=True)
         if turn.state not in ("saving", "done"):
@@ -182,6 +185,16 @@ def _settle(worker: Worker, claim: Claim) -> list[Turn]:
         elif not whole:
             claims.redo_turn(worker.conn, claim, turn.turn)
     return get_turns(worker.conn, claim.job.id)
+
+
+def _looked_after(turns: list[Turn]) -> list[Turn]:
+    """The turns whose files must stand: all of the script's, or, for a redo or a branch asked for in review, those it
+    starts from. What a person has done since with the job's other pictures, such as throw them away, is theirs."""
+    wanted = [turn for turn in turns if turn.state != "done"]
+    needed = {each.turn for turn in wanted for each in lineage(turns, turn)}
+    if all(turn.added_at is None for turn in wanted):
+        needed |= {turn.turn for turn in turns if turn.added_at is None}
+    return [turn for turn in turns if turn.turn in needed]
 
 
 def _edit_turn(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from kontext_tui.cli import about, compare, control, engine, export, jobs, quantize, run
+from kontext_tui.cli import about, compare, control, engine, export, jobs, quantize, review, run
 
 app = typer.Typer(
     help="Edit photographs by sentences with FLUX.1 Kontext: queue them, run them overnight, look in the morning.",
@@ -51,6 +51,10 @@ for name, function in {
     "hold": control.hold,
     "release": control.release,
     "priority": control.priority,
+    "accept": review.accept,
+    "reject": review.reject,
+    "redo": review.redo,
+    "branch": review.branch,
     "prune": control.prune,
     "backup": control.backup,
     "quantize": quantize.quantize,
@@ -61,4 +65,5 @@ for name, function in {
     "doctor": about.doctor,
 }.items():
     app.command(name)(function)
+app.add_typer(review.app, name="review")
 app.add_typer(engine.app, name="engine")

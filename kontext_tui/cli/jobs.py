@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from core.errors import UsageError
 from kontext_tui.cli import options as opt
 from kontext_tui.text import safe_text
+
+if TYPE_CHECKING:
+    from core.jobs.records import Turn
 
 State = Annotated[
     list[str] | None,
@@ -138,7 +141,7 @@ def show(
             *[
                 (
                     f"turn {t.turn}",
-                    f"{t.state}, {_origin(t.from_turn)}, seed {t.seed}, {len(t.step_ms)}/{t.steps} steps, "
+                    f"{t.review or t.state}, {_origin(t)}, seed {t.seed}, {len(t.step_ms)}/{t.steps} steps, "
                     f"guidance {t.guidance:g}: {t.prompt}",
                 )
                 for t in turns
@@ -164,5 +167,6 @@ def show(
             print(safe_text(line))
 
 
-def _origin(turn: int) -> str:
-    return f"from turn {turn}" if turn else "from the input"
+def _origin(turn: Turn) -> str:
+    start = f"from turn {turn.from_turn}" if turn.from_turn else "from the input"
+    return f"{start}, turn {turn.redo_of} again" if turn.redo_of else start

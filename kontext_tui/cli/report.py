@@ -39,6 +39,8 @@ def _turn_object(turn: Turn, reused: frozenset[int] | None) -> dict[str, Any]:
         "precision": turn.precision,
         "runtime": turn.runtime,
         "reused": turn.turn in reused if reused is not None else False,
+        "review": turn.review,
+        "redo_of": turn.redo_of,
     }
 
 

@@ -1,6 +1,7 @@
 """Calibration: what a model's layers see while it edits.
 
-Pairs of a picture and a prompt come from a folder with a `pairs.jsonl`, a line each: {"image": name, "prompt": text}.
+Pairs of a picture and a prompt come from a folder with a `pairs.jsonl`, a line each: {"image": name, "prompt": text},
+and where the exact result is known, "target": name, for `compare`.
 The unquantized model edits each of them with the real denoise loop, and what its transformer was given at each step
 is kept: real latents at real sigmas, conditioning image and text included.
 """
@@ -41,6 +42,8 @@ class Pair:
 
     image: Path
     prompt: str
+    target: Path | None = None
+    """The exact result, where it is known."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,16 @@ class Sample:
 
 
 def read_pairs(
-    folder: Path | None = None, *, limit: int | None = None, on_skip: OnSkip = lambda line: None
+    folder: Path | None = None,
+    *,
+    limit: int | None = None,
+    fewest: int = FEWEST,
+    on_skip: OnSkip = lambda line: None,
 ) -> PairSet:
     """The pairs of a folder (those that ship with the project by default), at most `limit`, spread over the file.
 
     What cannot be used is named through `on_skip`. Raises UsageError where there is no pair list, InputError where
-    fewer than 8 pairs are left.
+    fewer than `fewest` pairs are left.
     """
     folder = DEFAULT_PAIRS if folder is None else folder
     path = folder / PAIRS_FILE
@@ -89,8 +96,8 @@ def read_pairs(
     except (OSError, UnicodeDecodeError):
         raise UsageError(f"{path}: no readable pair list; a line each: {_EXAMPLE}") from None
     wanted = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if limit is not None and limit < FEWEST:
-        raise UsageError(f"--limit {limit}: calibration needs at least {FEWEST} pairs")
+    if limit is not None and limit < fewest:
+        raise UsageError(f"--limit {limit}: calibration needs at least {fewest} pairs")
     pairs: list[Pair] = []
     digest = hashlib.sha256()
     for number, line in _spread(wanted, limit):
@@ -101,8 +108,8 @@ def read_pairs(
             continue
         pairs.append(pair)
         digest.update(f"{picture} {pair.prompt}\n".encode())
-    if len(pairs) < FEWEST:
-        raise InputError(f"{path}: {len(pairs)} usable pairs; calibration needs at least {FEWEST}")
+    if len(pairs) < fewest:
+        raise InputError(f"{path}: {len(pairs)} usable pairs; at least {fewest} are needed")
     return PairSet(tuple(pairs), digest.hexdigest())
 
 
@@ -149,12 +156,14 @@ _EXAMPLE = '{"image": "cat.jpg", "prompt": "Make it warmer"}'
 def _read_pair(folder: Path, line: str) -> tuple[Pair, str]:
     try:
         entry = json.loads(line)
-        name, prompt = entry["image"], entry["prompt"]
-    except (ValueError, KeyError, TypeError):
+        name, prompt, target = entry["image"], entry["prompt"], entry.get("target")
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"not a pair such as {_EXAMPLE}") from None
     if not (isinstance(name, str) and isinstance(prompt, str) and prompt.strip()):
         raise InputError("image and prompt must be text")
-    return Pair(folder / name, prompt), images.load(folder / name).sha256
+    if not (target is None or isinstance(target, str)):
+        raise InputError("target must be the name of a picture")
+    return Pair(folder / name, prompt, folder / target if target else None), images.load(folder / name).sha256
 
 
 def _spread(lines: Sequence[tuple[int, str]], limit: int | None) -> list[tuple[int, str]]:

@@ -159,11 +159,12 @@ def summarize(edits: Sequence[Edited]) -> dict[str, float]:
 def contact_sheet(
     subjects: Sequence[Subject], edits: Mapping[str, Sequence[Edited]], cell: int = 192, gain: int = 8
 ) -> Image.Image:
-    """A row a subject: input | each precision | the last one's difference to the first, `gain` times."""
-    from PIL import ImageDraw, ImageFont
+    """A row a subject: input | target if one is known | each precision | the last one's difference to the first."""
+    from PIL import ImageDraw, ImageFont, ImageOps
 
     names = list(edits)
-    columns = ["input", *names, f"{names[-1]} - {names[0]}, x{gain}"]
+    targets = ["target"] if any(subject.target for subject in subjects) else []
+    columns = ["input", *targets, *names, f"{names[-1]} - {names[0]}, x{gain}"]
     gap, caption = 6, 20
     sheet = Image.new(
         "RGB", (len(columns) * (cell + gap) + gap, caption + len(subjects) * (cell + caption + gap)), "white"
@@ -175,8 +176,10 @@ def contact_sheet(
         results = [edits[name][row].image for name in names]
         difference = ImageChops.difference(results[-1], results[0]).point(lambda level: min(255, level * gain))
         y = caption + row * (cell + caption + gap)
-        for column, image in enumerate([subject.image, *results, difference]):
-            sheet.paste(image.resize((cell, cell)), (gap + column * (cell + gap), y))
+        exact = [subject.target or Image.new("RGB", (1, 1), "white")] if targets else []
+        for column, image in enumerate([subject.image, *exact, *results, difference]):
+            fitted = ImageOps.pad(image, (cell, cell), color="white")
+            sheet.paste(fitted, (gap + column * (cell + gap), y))
         draw.text((gap, y + cell + 2), subject.prompt, fill="black", font=font)
     return sheet
 

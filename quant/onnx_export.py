@@ -21,6 +21,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from core.edit import quantized
+from core.edit.models import is_lora
 from core.edit.runtimes.trt_api import INPUTS, OUTPUT
 from core.errors import UnavailableError, UsageError
 from quant.lint import DIGEST, weights_digest
@@ -85,7 +86,7 @@ def check_checkpoint(source: Path, precision: str, stored: dict[str, Stored], qu
         raise UsageError(f"there is no precision {precision!r}: name one of {', '.join(PRECISIONS)}")
     if not stored:
         raise UnavailableError(f"{source} holds no safetensors")
-    if any("lora_A" in name or "lora_B" in name or ".lora_down" in name for name in stored):
+    if any(is_lora(name) for name in stored):
         raise UsageError(f"{source} holds a LoRA beside the weights: fuse it first (diffusers: `fuse_lora`)")
     found = quant_file.get("recipe") or precision_of(stored)
     if found != precision:

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from core.edit import loading, models
 from core.edit.models import MODELS, find_spec, locate
@@ -50,6 +52,8 @@ def test_a_folder_without_numbers_gets_those_of_kontext_dev(copy):
         (lambda f: _rename(f / "model_index.json", "FluxPipeline"), "FluxPipeline"),
         (lambda f: _rename(f / "transformer" / "config.json", "SD3Transformer2DModel"), "SD3Transformer2DModel"),
         (lambda f: _shard(f / "transformer"), "00002-of-00002"),
+        (lambda f: _lora(f / "pytorch_lora_weights.safetensors"), "fuse it first"),
+        (lambda f: _lora(f / "transformer" / "diffusion_pytorch_model.safetensors"), "fuse it first"),
     ],
 )
 def test_a_damaged_or_foreign_model_is_named_in_one_line(copy, damage, words):
@@ -115,6 +119,10 @@ def test_each_distinct_prompt_is_encoded_once(tiny, monkeypatch):
 def test_the_embedded_model_is_within_its_size_limit():
     total = sum(path.stat().st_size for path in models.MODELS["kontext-tiny"].folder.rglob("*") if path.is_file())
     assert total < 40e6
+
+
+def _lora(file: Path) -> None:
+    save_file({"x_embedder.lora_A.weight": torch.zeros(4, 64)}, file)
 
 
 def _cut(path: Path) -> None:

@@ -154,23 +154,41 @@ def _check_weights(part: Path, name: str) -> None:
     if not files:
         raise UnavailableError(_incomplete(name, part / "*.safetensors"))
     for file in files:
-        if not file.is_file() or not _is_whole(file):
+        tensors = _whole_header(file) if file.is_file() else None
+        if tensors is None:
             raise UnavailableError(_incomplete(name, file))
+        if any(is_lora(tensor) for tensor in tensors):
+            raise UnavailableError(_unfused(name, file))
+    for file in (*part.parent.glob("*lora*.safetensors"), *part.glob("*lora*.safetensors")):
+        raise UnavailableError(_unfused(name, file))
 
 
-def _is_whole(file: Path) -> bool:
-    """Whether a safetensors file is as long as its header says (format: huggingface/safetensors, README)."""
+def is_lora(tensor: str) -> bool:
+    """Whether a tensor's name is that of a LoRA's factor, as peft, diffusers and kohya name them."""
+    return any(part in tensor for part in ("lora_A", "lora_B", "lora_down", "lora_up"))
+
+
+def _unfused(name: str, file: Path) -> str:
+    return (
+        f"{name}: {file} holds a LoRA, which would be left out: fuse it first "
+        "(diffusers: load_lora_weights, fuse_lora, unload_lora_weights, save_pretrained)"
+    )
+
+
+def _whole_header(file: Path) -> dict[str, Any] | None:
+    """Names of a safetensors file's tensors, None if it isn't as long as its header says (huggingface/safetensors)."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= size - 8:
-            return False
+            return None
         try:
-            header = json.loads(stream.read(length))
+            header: dict[str, Any] = json.loads(stream.read(length))
         except ValueError:
-            return False
-    ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    return 8 + length + max(ends, default=0) == size
+            return None
+    header.pop("__metadata__", None)
+    ends = [entry["data_offsets"][1] for entry in header.values()]
+    return header if 8 + length + max(ends, default=0) == size else None
 
 
 def _incomplete(name: str, path: Path) -> str:

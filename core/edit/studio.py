@@ -133,7 +133,7 @@ class LoadedSession:
         if self.model.device.type == "cuda":
             import torch
 
-            return torch.cuda.max_memory_allocated(self.model.device)
+            return torch.cuda.max_memory_allocated(self.model.device) + self.run.device_bytes
         return peak_resident_bytes()
 
 

@@ -36,6 +36,14 @@ def compare(
         typer.Option("--input", "-i", help="Pictures, instead of the twelve edits that ship.", show_default=False),
     ] = None,
     prompt: Prompts = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Pictures, prompts and exact targets: a pairs.jsonl as `quantize --pairs` reads.",
+            show_default=False,
+        ),
+    ] = None,
     steps: opt.Steps = None,
     seed: Annotated[int, typer.Option(min=0)] = 7,
     sheet: Sheet = None,
@@ -47,7 +55,7 @@ def compare(
     from core.edit.models import find_spec, locate
     from core.edit.runtimes import PRECISIONS, choose
 
-    subjects = _subjects(input, prompt)
+    subjects = _subjects(input, prompt, pairs)
     spec = find_spec(model)
     folder = locate(spec, download=True)
     wanted = precision or [name for name in PRECISIONS if name != "bf16"]
@@ -80,11 +88,21 @@ def compare(
     _show(report, losses, edits, json=json)
 
 
-def _subjects(inputs: list[Path] | None, prompts: list[str] | None) -> list[Subject]:
+def _subjects(inputs: list[Path] | None, prompts: list[str] | None, pairs: Path | None) -> list[Subject]:
     from core.edit import images
     from quant.evaluate import Subject
     from quant.quality_set import quality_set
 
+    if pairs is not None:
+        from quant.calibration import read_pairs
+
+        if inputs or prompts:
+            raise UsageError("--pairs brings its own pictures and prompts: leave --input and --prompt out")
+        found = read_pairs(pairs, fewest=1, on_skip=lambda line: print(line, file=sys.stderr)).pairs
+        return [
+            Subject(p.image.name, images.load(p.image).rgb, p.prompt, images.load(p.target).rgb if p.target else None)
+            for p in found
+        ]
     if not inputs:
         if prompts:
             raise UsageError("--prompt needs --input: the edits that ship have prompts of their own")
@@ -107,9 +125,13 @@ def _show(
     if json:
         details = {
             name: [
-                {"input": e.subject, "prompt": e.prompt, "to_bf16": vars(e.to_reference)}
+                {
+                    "input": e.subject,
+                    "prompt": e.prompt,
+                    "to_bf16": vars(e.to_reference) if e.to_reference else None,
+                    "to_target": vars(e.to_target) if e.to_target else None,
+                }
                 for e in each
-                if e.to_reference
             ]
             for name, each in edits.items()
         }

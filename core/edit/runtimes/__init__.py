@@ -28,6 +28,11 @@ class Runtime(Protocol):
     name: str
     precision: str
 
+    @property
+    def device_bytes(self) -> int:
+        """GPU memory held beside torch's."""
+        ...
+
     def begin(self, conditioning: Conditioning) -> Predict:
         """Prepare one edit; the returned function predicts each of its steps."""
         ...

@@ -69,6 +69,7 @@ class OnnxRuntime:
     """Runs an exported graph. `precision`: what the graph's weights are in."""
 
     name = "onnx"
+    device_bytes = 0
 
     def __init__(self, path: Path, precision: str) -> None:
         """Load a graph and the weights beside it. Raises UnavailableError where it cannot run here."""

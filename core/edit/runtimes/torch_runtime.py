@@ -23,6 +23,7 @@ class TorchRuntime:
     """Runs a `FluxTransformer2DModel`. `precision` is what the arithmetic is done in: fp32, bf16, or a recipe's."""
 
     name = "torch"
+    device_bytes = 0
 
     def __init__(self, transformer: Any, precision: str | None = None) -> None:
         self.transformer = transformer

@@ -68,7 +68,7 @@ class TestReading:
         assert "torn.png" in skipped[4]
 
     def test_fewer_than_eight_is_an_error(self, folder):
-        with pytest.raises(InputError, match="7 usable pairs; calibration needs at least 8"):
+        with pytest.raises(InputError, match="7 usable pairs; at least 8 are needed"):
             read_pairs(write(folder, good(7)))
         with pytest.raises(UsageError, match="at least 8"):
             read_pairs(write(folder, good(10)), limit=7)

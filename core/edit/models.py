@@ -176,7 +176,7 @@ def _unfused(name: str, file: Path) -> str:
 
 
 def _whole_header(file: Path) -> dict[str, Any] | None:
-    """Names of a safetensors file's tensors, None if it isn't as long as its header says (huggingface/safetensors)."""
+    """A safetensors file's tensors, None if it is not as long as its header says (huggingface/safetensors)."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")

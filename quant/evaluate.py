@@ -177,8 +177,11 @@ def contact_sheet(
         difference = ImageChops.difference(results[-1], results[0]).point(lambda level: min(255, level * gain))
         y = caption + row * (cell + caption + gap)
         exact = [subject.target or Image.new("RGB", (1, 1), "white")] if targets else []
+        shape = ImageOps.contain(
+            subject.image, (cell, cell)
+        ).size  # results have the model's shape, not the picture's
         for column, image in enumerate([subject.image, *exact, *results, difference]):
-            fitted = ImageOps.pad(image, (cell, cell), color="white")
+            fitted = ImageOps.pad(image.resize(shape), (cell, cell), color="white")
             sheet.paste(fitted, (gap + column * (cell + gap), y))
         draw.text((gap, y + cell + 2), subject.prompt, fill="black", font=font)
     return sheet

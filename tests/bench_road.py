@@ -32,13 +32,13 @@ DOUBLE, SINGLE = 19, 38
 TEXT_TOKENS = 512
 
 
-def make_transformer(double: int, single: int, device: Any) -> Any:
-    """diffusers' own class in BF16; linears N(0, 1/in), so that activations keep their size through the blocks."""
+def make_transformer(double: int, single: int, device: Any, dtype: Any) -> Any:
+    """diffusers' own class; linears N(0, 1/in), so that activations keep their size through the blocks."""
     import torch
     from diffusers import FluxTransformer2DModel
 
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_dtype(dtype)
     with torch.device(device):
         model = FluxTransformer2DModel(num_layers=double, num_single_layers=single, **WIDTHS)
     torch.set_default_dtype(before)
@@ -49,7 +49,7 @@ def make_transformer(double: int, single: int, device: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def make_samples(count: int, tokens: int, device: Any) -> list[Any]:
+def make_samples(count: int, tokens: int, device: Any, dtype: Any) -> list[Any]:
     """Random latents, context and text of kontext-dev's shapes; half of the tokens are the conditioning image's."""
     import torch
 
@@ -58,19 +58,19 @@ def make_samples(count: int, tokens: int, device: Any) -> list[Any]:
     from quant.calibration import Sample
 
     def random(*shape: int) -> Any:
-        return torch.randn(*shape, device=device, dtype=torch.bfloat16)
+        return torch.randn(*shape, device=device, dtype=dtype)
 
     side = int((tokens // 2) ** 0.5)
     like = random(1)
     ids = [sampling.token_ids(2 * side, 2 * side, context=context, like=like) for context in (False, True)]
-    text_ids = torch.zeros(TEXT_TOKENS, 3, device=device, dtype=torch.bfloat16)
+    text_ids = torch.zeros(TEXT_TOKENS, 3, device=device, dtype=dtype)
     made = []
     for index in range(count):
         conditioning = Conditioning(
             random(1, side * side, 64), random(1, TEXT_TOKENS, 4096), random(1, 768),
             torch.cat(ids), text_ids, torch.full((1,), 2.5, device=device),
         )  # fmt: skip
-        sigma = torch.full((1,), 1000 * (index + 1) / count, device=device, dtype=torch.bfloat16)
+        sigma = torch.full((1,), 1000 * (index + 1) / count, device=device, dtype=dtype)
         made.append(Sample(conditioning, random(1, side * side, 64), sigma))
     return made
 
@@ -116,6 +116,7 @@ def bench(precision: str, double: int, single: int, samples: int, tokens: int, g
     from quant.refine import refine
 
     device = pick_device("auto")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # as models are loaded
     report: dict[str, Any] = {
         **machine("torch", "nvidia-modelopt", "tensorrt-rtx-cu13-libs", "onnx"),
         "precision": precision,
@@ -129,10 +130,10 @@ def bench(precision: str, double: int, single: int, samples: int, tokens: int, g
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         checkpoint, graph, built = (Path(name) / part for part in ("checkpoint", "onnx", "engine"))
         with stage(report, "load") as facts:
-            model = make_transformer(double, single, device)
+            model = make_transformer(double, single, device, dtype)
             facts["parameters"] = sum(p.numel() for p in model.parameters())
         if precision != "bf16":
-            recipe, inputs = RECIPES[precision], make_samples(samples, tokens, device)
+            recipe, inputs = RECIPES[precision], make_samples(samples, tokens, device, dtype)
             with stage(report, "inject and measure"):
                 inject(model, recipe, inputs, tell)
             with stage(report, "refine"):

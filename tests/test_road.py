@@ -87,6 +87,13 @@ def test_checkpoints_are_as_small_as_they_should_be(checkpoints, home):
     assert again["checkpoint"] == checkpoints["fp8"]["checkpoint"], "asked twice, made once"
 
 
+def test_without_refinement_it_is_another_checkpoint(checkpoints, home):
+    words = ("--model", "kontext-tiny", "--precision", "fp8", *QUICK, "--no-refine", "--json")
+    plain = json.loads(run(home, "quantize", *words).stdout)
+    assert plain["checkpoint"] != checkpoints["fp8"]["checkpoint"]
+    assert plain["bytes"] == checkpoints["fp8"]["bytes"]
+
+
 @pytest.mark.parametrize(("precision", "sm"), TARGETS)
 def test_engines_are_built_and_keep_their_promises(home, graphs, precision, sm):
     built = run(home, "engine", "build", "--model", "kontext-tiny", "--precision", precision, "--gpu", sm, "--json")
@@ -147,6 +154,7 @@ def test_a_full_disk_half_way_is_one_line_and_leaves_nothing(tmp_path):
     ("arguments", "code", "says"),
     [
         (("quantize", "-p", "fp16", "--model", "kontext-tiny"), 4, "fp8, fp4, fp4-svd"),
+        (("quantize", "-p", "fp4-svd", "--no-refine", "--model", "kontext-tiny"), 2, "--no-refine"),
         (("quantize", "-p", "bf16", "--model", "kontext-tiny"), 4, "no recipe"),
         (("quantize", "-p", "fp8", "--model", "no/such/folder"), 4, "no/such/folder"),
         (("quantize", "-p", "fp8", "--model", "kontext-tiny", "--limit", "3"), 2, "at least 8"),

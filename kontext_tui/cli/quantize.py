@@ -27,6 +27,9 @@ def quantize(
         int | None, typer.Option(metavar="N", help="Use only this many pairs.", show_default=False)
     ] = None,
     steps: Annotated[int, typer.Option(metavar="N", min=1, max=100, help="Steps of a calibration edit.")] = 8,
+    refine: Annotated[
+        bool, typer.Option(help="Choose weights and scales on real inputs, or leave ModelOpt's maxima and rounding.")
+    ] = True,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FOLDER", help="A new folder, not the store.", show_default=False),
@@ -40,6 +43,8 @@ def quantize(
     from quant.recipes import find_recipe
 
     recipe = find_recipe(precision)
+    if recipe.rank and not refine:
+        raise UsageError(f"{precision}: refinement is what finds its low-rank branch; leave --no-refine out")
     if output is not None and output.exists():
         raise UsageError(f"{output} exists already; name a folder that does not")
 
@@ -59,13 +64,13 @@ def quantize(
 
         loaded = load(spec, folder, pick_device(device))
         with _progress(quiet=quiet) as report:
-            return write(loaded, recipe, chosen, out, model_hash=key, steps=steps, on_progress=report)
+            return write(loaded, recipe, chosen, out, model_hash=key, steps=steps, refined=refine, on_progress=report)
 
     if output is not None:
         result, facts = output, write_folder(output, build)
     else:
         parts: dict[str, str | int | float] = {
-            "model": key, "precision": precision, "recipe": recipe.digest(),
+            "model": key, "precision": precision, "recipe": recipe.digest() if refine else "max",
             "calibration": f"{chosen.digest}-{steps}",
         }  # fmt: skip
         artifact = make("checkpoint", parts, build, on_wait=lambda line: _say(line, quiet=quiet))

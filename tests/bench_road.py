@@ -106,7 +106,9 @@ def bytes_of_whole(folder: Path, double: int, single: int) -> int:
     return round(sum(count * blocks.get(name, 1) for name, count in total.items()))
 
 
-def bench(precision: str, double: int, single: int, samples: int, tokens: int, gpus: list[str]) -> dict[str, Any]:
+def bench(
+    precision: str, double: int, single: int, samples: int, tokens: int, gpus: list[str], *, refined: bool
+) -> dict[str, Any]:
     import torch
 
     from core.edit.loading import pick_device
@@ -136,8 +138,9 @@ def bench(precision: str, double: int, single: int, samples: int, tokens: int, g
             recipe, inputs = RECIPES[precision], make_samples(samples, tokens, device, dtype)
             with stage(report, "inject and measure"):
                 inject(model, recipe, inputs, tell)
-            with stage(report, "refine"):
-                refine(model, recipe, inputs, tell)
+            if refined:
+                with stage(report, "refine"):
+                    refine(model, recipe, inputs, tell)
             del inputs
         with stage(report, "write the checkpoint") as facts:
             checkpoint.mkdir()
@@ -170,9 +173,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=96)
     parser.add_argument("--tokens", type=int, default=8192, help="image and context tokens of a sample")
     parser.add_argument("--gpu", action="append", help="build an engine for it; may be repeated (default sm120)")
+    parser.add_argument("--no-refine", action="store_true", help="as `quantize --no-refine`: same bytes, sooner")
     asked = parser.parse_args()
     report = bench(
-        asked.precision, asked.double, asked.single, asked.samples, asked.tokens, asked.gpu or ["sm120"]
+        asked.precision, asked.double, asked.single, asked.samples, asked.tokens, asked.gpu or ["sm120"],
+        refined=not asked.no_refine,
     )  # fmt: skip
     print(json.dumps(report, indent=1))
 

@@ -27,7 +27,7 @@ def main() -> NoReturn:
         _complain(str(error))
         code = error.exit_code
     except sqlite3.Error as error:
-        _complain(f"the queue's database refuses: {error}; `kontext-tui doctor` looks into it")
+        _complain(_refusal(error))
         code = ExitCode.DATABASE
     except _Interrupted:
         code = ExitCode.INTERRUPTED
@@ -35,6 +35,14 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = ExitCode.OK
     sys.exit(code)
+
+
+def _refusal(error: sqlite3.Error) -> str:
+    from core.jobs.database import BUSY_SECONDS, is_busy
+
+    if is_busy(error):
+        return f"the queue is locked by another program for over {BUSY_SECONDS:g} s; try again"
+    return f"the queue's database refuses: {error}; `kontext-tui doctor` looks into it"
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

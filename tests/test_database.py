@@ -6,6 +6,8 @@ import multiprocessing
 import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from conftest import ROOT, rows
 
 from core.errors import DatabaseError
 from core.jobs import database, schema
-from core.jobs.database import connect, path_from_db, path_to_db, transaction
+from core.jobs.database import checkpoint, connect, path_from_db, path_to_db, snapshot, transaction
 from core.jobs.filesystem import network_file_system
 
 
@@ -126,3 +128,43 @@ def test_any_path_survives_the_database(name):
     stored = path_to_db(name)
     conn = sqlite3.connect(":memory:")
     assert path_from_db(conn.execute("SELECT ?", (stored,)).fetchone()[0]) == name
+
+
+def test_only_a_checkpoint_copies_the_log_into_the_file(tmp_path):
+    """Readers and commands leave the log alone: two processes that copy at once are what SQLite's bug needs."""
+    path, log = tmp_path / "jobs.db", tmp_path / "jobs.db-wal"
+    with closing(connect(path)) as one, closing(connect(path)) as other:
+        checkpoint(one)
+        before = path.stat().st_size
+
+        def write(conn):
+            with transaction(conn):
+                conn.execute(
+                    "INSERT INTO settings (key, value, updated_at) VALUES (hex(randomblob(9)), ?, 0)", ["x" * 40_000]
+                )
+
+        for _ in range(150):
+            write(other)
+        assert path.stat().st_size == before  # SQLite's own habit is to copy at 4 MB
+        grown = log.stat().st_size
+        assert grown > 6_000_000
+        checkpoint(one)
+        assert path.stat().st_size > before + 6_000_000
+        for _ in range(20):
+            write(other)
+        assert log.stat().st_size == grown  # begun again at its start
+
+
+def test_a_reader_that_never_ends_does_not_keep_writers_waiting(tmp_path):
+    path = tmp_path / "jobs.db"
+    with closing(connect(path)) as reader, closing(connect(path)) as writer:
+        with snapshot(reader):
+            assert reader.execute("SELECT count(*) FROM settings").fetchone()[0] == 0
+            began = time.monotonic()
+            for number in range(50):
+                with transaction(writer):
+                    writer.execute("INSERT INTO settings (key, value, updated_at) VALUES (?, 1, 0)", [str(number)])
+                checkpoint(writer)
+            assert time.monotonic() - began < 5
+            assert reader.execute("SELECT count(*) FROM settings").fetchone()[0] == 0
+        assert reader.execute("SELECT count(*) FROM settings").fetchone()[0] == 50

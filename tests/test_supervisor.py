@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -176,17 +177,58 @@ def test_a_full_disk_pauses_the_queue_and_room_resumes_it(night):
     night.all_results_stand()
 
 
-def test_a_really_full_disk_leaves_nothing_half_written(night):
+def test_a_queue_that_cannot_be_written_is_tried_again_and_no_job_is_blamed(night):
+    """No file may grow: the queue's disk is full, and nothing can be written down about it."""
     make_pictures(night.folder / "photos", 1, prefix="large", colour="navy")
-    limit = f"ulimit -f 0; exec {sys.executable} -m kontext_tui work --drain"
     assert night.run("add", "edits.yaml")[0] == 0
-    # No file may grow at all, the queue's included: the worker cannot even write that down, and ends.
-    done = subprocess.run(["bash", "-c", limit], cwd=night.folder, env=night.env, capture_output=True, timeout=60)
-    assert done.returncode != 0
-    assert not list(night.folder.rglob(".*.part"))
-    assert rows(night.database, "PRAGMA integrity_check") == [("ok",)]
-    assert night.run("work", "--drain")[0] == 0
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    process = night.start("work", "--drain", KONTEXT_TEST_STEP_MS="20")
+    night.wait_for(lambda: len(night.computed()) >= 2)
+    for pid in (process.pid, *night.child_pids()):
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, hard))
+    assert process.stderr is not None
+    while "refuses" not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(1.5)  # new workers fail too
+    assert process.poll() is None
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+    process.communicate(timeout=60)
+    assert process.returncode == 0
     assert night.states() == {"done": 4}
+    assert rows(night.database, "SELECT max(deaths) FROM jobs") == [(0,)]
+    night.all_results_stand()
+
+
+def test_a_locked_queue_is_waited_for_and_no_job_suffers(night):
+    environment = {"KONTEXT_TUI_BUSY_SECONDS": "0.4", "KONTEXT_TUI_STEP_SECONDS": "1.5", "KONTEXT_TEST_STEP_MS": "50"}
+    process = night.start("run", "edits.yaml", **environment)
+    night.wait_for(lambda: len(night.computed()) >= 1)
+    with sqlite3.connect(night.database, isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        time.sleep(5)  # longer than a hung step may take, and ten times the patience of a write
+        assert process.poll() is None
+        other.execute("ROLLBACK")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "locked by another program; waiting" in err
+    assert "Traceback" not in err
+    assert night.states() == {"done": 3}
+    assert len(night.computed()) == 6
+    assert rows(night.database, "SELECT count(*), max(attempt) FROM jobs") == [(3, 1)]
+    assert rows(night.database, "SELECT count(*) FROM workers") == [(1,)]
+
+
+def test_a_command_says_that_the_queue_is_locked(night):
+    assert night.run("add", "edits.yaml")[0] == 0
+    with sqlite3.connect(night.database, isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        code, err = night.run("hold", "1", KONTEXT_TUI_BUSY_SECONDS="0.2")
+        assert code == 3
+        assert len(err.splitlines()) == 1
+        assert "locked by another program" in err
+        assert night.run("status")[0] == 0  # readers never wait
+        other.execute("ROLLBACK")
+    assert night.run("hold", "1")[0] == 0
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])

@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import signal
+import sqlite3
 import sys
 import threading
 from dataclasses import asdict
@@ -23,6 +24,8 @@ from core.jobs.events import Event
 
 BROKEN_DEVICE = 75
 """Exit code of a child whose GPU needs a new process (EX_TEMPFAIL of sysexits.h)."""
+NO_DATABASE = 74
+"""Exit code of a child that could not write to the queue: its disk is full, or worse (EX_IOERR of sysexits.h)."""
 
 
 def main() -> int:
@@ -34,12 +37,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     threading.Thread(target=_watch_supervisor, args=(stop,), daemon=True).start()
     conn = connect(options.db, create=False)
+    conn.on_busy = lambda: _wait_on(stop)
     studio = _studio(options.studio, options.device)
     studio.on_load = lambda loading: _tell(Event("loaded", data=asdict(loading)))
     seconds = float(os.environ.get("KONTEXT_TUI_CHECKPOINT_SECONDS", checkpoints.SECONDS))
-    this = worker.Worker(conn, studio, _tell, stop.is_set, seconds)
-    _tell(Event("ready", data={"worker": this.id}))
-
     told = 0
 
     def wait() -> bool:
@@ -53,12 +54,24 @@ def main() -> int:
         return left > 0
 
     try:
+        this = worker.Worker(conn, studio, _tell, stop.is_set, seconds)
+        _tell(Event("ready", data={"worker": this.id}))
         worker.drain(this, batch_id=options.batch, wait=wait)
     except worker.Stopped:
         return 0
     except worker.BrokenDevice:
         return BROKEN_DEVICE
+    except sqlite3.Error as error:
+        _tell(Event("database", data={"message": str(error)}))
+        return NO_DATABASE
     return 0
+
+
+def _wait_on(stop: threading.Event) -> None:
+    """The queue is locked by another program: its job is kept, and the supervisor hears that this is no hang."""
+    _tell(Event("busy"))
+    if stop.is_set():
+        raise worker.Stopped("told to stop")
 
 
 def _tell(event: Event) -> None:

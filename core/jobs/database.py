@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
@@ -19,11 +19,22 @@ from core.jobs.filesystem import network_file_system
 APPLICATION_ID = 0x4B_54_55_49  # "KTUI", in the file's header: tells our queue from any other SQLite file
 VERSION = 1
 """How many steps of `core.jobs.schema` this program knows; kept in the file as `user_version`."""
-BUSY_SECONDS = 15.0
+BUSY_SECONDS = float(os.environ.get("KONTEXT_TUI_BUSY_SECONDS", "15"))
+"""How long a write waits for other programs' writes before it gives up."""
 
 
-def connect(path: Path, *, create: bool = True) -> sqlite3.Connection:
+class Connection(sqlite3.Connection):
+    """A connection to the queue. on_busy: called each time a transaction has waited `BUSY_SECONDS` for other
+    programs' writes; it returns to wait on. None gives up."""
+
+    on_busy: Callable[[], None] | None = None
+
+
+def connect(path: Path, *, create: bool = True) -> Connection:
     """Open the queue at `path`, making or upgrading it first where needed.
+
+    It never copies the write-ahead log into the file while it works (`checkpoint` does): one process does that, the
+    supervisor. Who closes the file last still does.
 
     Raises DatabaseError for a folder, a file that is no database or another program's, a newer schema, a missing
     file with `create=False`, and a lock that outlasts `BUSY_SECONDS`; the file is left as it was.
@@ -50,7 +61,7 @@ def connect(path: Path, *, create: bool = True) -> sqlite3.Connection:
 @contextmanager
 def transaction(conn: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     """A write transaction: taken at once, committed at the end, rolled back on any exception."""
-    conn.execute("BEGIN IMMEDIATE")
+    _begin(conn)
     try:
         yield conn
     except BaseException:
@@ -58,6 +69,31 @@ def transaction(conn: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
             conn.execute("ROLLBACK")
         raise
     conn.execute("COMMIT")
+
+
+def _begin(conn: sqlite3.Connection) -> None:
+    while True:
+        try:
+            conn.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError as error:
+            on_busy = getattr(conn, "on_busy", None)
+            if on_busy is None or not is_busy(error):
+                raise
+            on_busy()
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether another program's write was waited for in vain."""
+    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def checkpoint(conn: sqlite3.Connection) -> None:
+    """Copy the write-ahead log into the file as far as readers allow, never waiting for anyone.
+
+    One process of a queue does this: two at once are what SQLite's WAL-reset bug (3.7.0 to 3.51.2) needs.
+    """
+    conn.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
 
 @contextmanager
@@ -98,9 +134,12 @@ def _check_path(path: Path, *, create: bool) -> None:
         raise DatabaseError(f"{path.parent} does not exist; make that folder or give --db another path")
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    conn = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+def _open(path: Path) -> Connection:
+    conn = sqlite3.connect(
+        path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, factory=Connection
+    )
     conn.row_factory = sqlite3.Row
+    conn.execute("PRAGMA wal_autocheckpoint = 0")
     conn.execute("PRAGMA foreign_keys = ON")
     conn.execute("PRAGMA synchronous = FULL")
     conn.execute(f"PRAGMA journal_size_limit = {64 << 20}")

@@ -7,6 +7,7 @@ held, starts new ones with growing pauses, and ends those that hang.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import selectors
@@ -24,10 +25,13 @@ from statistics import median
 
 from core.errors import UnavailableError
 from core.jobs import claims, control
-from core.jobs.child import BROKEN_DEVICE
+from core.jobs.child import BROKEN_DEVICE, NO_DATABASE
+from core.jobs.database import checkpoint
 from core.jobs.events import Event, Listener
 
 RENEW_SECONDS = 5.0
+BUSY_MS = 1000
+"""How long the supervisor itself waits for another program's write: it must hear signals meanwhile."""
 GRACE_SECONDS = 10.0
 """From asking a hung child to end to making it."""
 STEP_FACTOR, STEP_SECONDS = 20.0, 120.0
@@ -81,6 +85,10 @@ class Supervision:
     restart_at: dict[str, float] = field(default_factory=dict)
     broken: deque[float] = field(default_factory=deque)
     finished: set[str] = field(default_factory=set)
+    blame: dict[int, str] = field(default_factory=dict)
+    """Workers that died on their own, until what they held could be put back."""
+    bury: bool = True
+    """Whether someone died whose jobs are not put back yet."""
 
 
 def supervise(plan: Plan, conn: sqlite3.Connection, listener: Listener, stop: Callable[[], int]) -> None:
@@ -94,12 +102,13 @@ def supervise(plan: Plan, conn: sqlite3.Connection, listener: Listener, stop: Ca
                 stack.enter_context(device_lock(device))
         supervision = Supervision(plan, conn, listener)
         stack.callback(_end_all, supervision)
+        conn.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
         renewed = 0.0
-        claims.rescue(conn)
         while not _is_over(supervision, stop()):
             _start_missing(supervision, stop())
             _listen(supervision, seconds=0.2)
             _bury_dead(supervision)
+            _put_back(supervision)
             _end_hung(supervision)
             if stop():
                 _ask_all(supervision, now=stop() > 1)
@@ -198,11 +207,10 @@ def _bury_dead(supervision: Supervision) -> None:
         for pipe in (child.process.stdin, child.process.stdout):
             if pipe is not None:
                 pipe.close()
-        blame: dict[int, str] = {}
-        if child.worker_id is not None and (child.hung or (child.asked is None and code not in (0, BROKEN_DEVICE))):
-            blame[child.worker_id] = "timeout" if child.hung else "killed_worker"
-        for event in claims.rescue(supervision.conn, blame=blame):
-            supervision.listener(event)
+        alone = child.asked is None and code not in (0, BROKEN_DEVICE, NO_DATABASE)
+        if child.worker_id is not None and (child.hung or alone):
+            supervision.blame[child.worker_id] = "timeout" if child.hung else "killed_worker"
+        supervision.bury = True
         if code == 0 and not child.hung:
             supervision.finished.add(device)
             continue
@@ -210,6 +218,17 @@ def _bury_dead(supervision: Supervision) -> None:
         supervision.restart_at[device] = time.monotonic() + min(2.0 ** (failures - 1) - 1, RESTART_CAP_SECONDS)
         if code == BROKEN_DEVICE:
             _trip(supervision, device)
+
+
+def _put_back(supervision: Supervision) -> None:
+    """Requeue what dead children held; a database that is busy or full now is asked again in the next round."""
+    if not supervision.bury:
+        return
+    with suppress(sqlite3.OperationalError):
+        for event in claims.rescue(supervision.conn, blame=supervision.blame):
+            supervision.listener(event)
+        supervision.blame.clear()
+        supervision.bury = False
 
 
 def _trip(supervision: Supervision, device: str) -> None:
@@ -220,9 +239,10 @@ def _trip(supervision: Supervision, device: str) -> None:
         supervision.broken.popleft()
     if len(supervision.broken) >= BREAKER_COUNT:
         reason = f"{device} failed {len(supervision.broken)} times in {BREAKER_SECONDS / 60:.0f} minutes"
-        control.pause(supervision.conn, reason)
-        supervision.listener(Event("paused", data={"message": reason}))
-        supervision.broken.clear()
+        with suppress(sqlite3.OperationalError):  # busy: the next failure tries again
+            control.pause(supervision.conn, reason)
+            supervision.listener(Event("paused", data={"message": reason}))
+            supervision.broken.clear()
 
 
 def _end_hung(supervision: Supervision) -> None:
@@ -249,8 +269,9 @@ def _renew(supervision: Supervision) -> None:
     with suppress(sqlite3.OperationalError):
         if alive:
             claims.renew(supervision.conn, alive)
-        for event in claims.rescue(supervision.conn):
+        for event in claims.rescue(supervision.conn, blame=supervision.blame):
             supervision.listener(event)
+        _checkpoint(supervision)
 
 
 def _ask_all(supervision: Supervision, *, now: bool) -> None:
@@ -268,22 +289,41 @@ def _end_all(supervision: Supervision) -> None:
         child.process.kill()
         child.process.wait()
     with suppress(sqlite3.Error):
-        claims.rescue(supervision.conn)
+        claims.rescue(supervision.conn, blame=supervision.blame)
+        _checkpoint(supervision)
 
 
 @contextmanager
 def device_lock(device: str) -> Iterator[None]:
-    """Hold a GPU for this supervisor: a lock file that the kernel frees with its process."""
+    """Hold a GPU for this supervisor. Raises UnavailableError where another of this user has it."""
+    with _lock(device.replace(":", "-")) as held:
+        if not held:
+            raise UnavailableError(
+                f"{device} is at work for another kontext-tui of yours; its jobs go on there, or name another --gpus"
+            )
+        yield
+
+
+@contextmanager
+def _lock(name: str) -> Iterator[bool]:
+    """Whether this process has a lock of that name among a user's: a file that the kernel frees with its process."""
     folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-    path = folder / f"kontext-tui-{os.getuid()}-{device.replace(':', '-')}.lock"
+    path = folder / f"kontext-tui-{os.getuid()}-{name}.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
+        held = True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UnavailableError(
-                f"{device} is at work for another kontext-tui of yours; its jobs go on there, or name another --gpus"
-            ) from None
-        yield
+            held = False
+        yield held
     finally:
         os.close(descriptor)
+
+
+def _checkpoint(supervision: Supervision) -> None:
+    """Copy the log into the file, unless another supervisor of this queue does so at the moment."""
+    path = str(supervision.plan.database.resolve())
+    with _lock(f"checkpoint-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}") as held:
+        if held:
+            checkpoint(supervision.conn)

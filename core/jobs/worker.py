@@ -86,7 +86,8 @@ def drain(worker: Worker, *, batch_id: int | None = None, wait: Callable[[], boo
             else:
                 return
     finally:
-        claims.stop_worker(worker.conn, worker.id)
+        with suppress(sqlite3.Error):  # who finds the process gone says it
+            claims.stop_worker(worker.conn, worker.id)
 
 
 def run_job(worker: Worker, claim: Claim) -> None:
@@ -107,6 +108,11 @@ def run_job(worker: Worker, claim: Claim) -> None:
         worker.tell("stale", claim, message=str(error))
     except (Stopped, KeyboardInterrupt):
         _release(worker, claim)
+        raise
+    except sqlite3.Error:
+        # The queue itself refuses: no fault of the job's, and nothing that could be written down about it.
+        with suppress(sqlite3.Error):
+            _release(worker, claim)
         raise
     except Exception as error:
         # Whatever it is, the night goes on: the reason stands beside this job and the next one is taken.

@@ -197,6 +197,10 @@ def sentence(event: Event, tally: Tally) -> str | None:
         return f"{name}: turn {event.turn} goes on after step {data['step']} of {data['steps']}"
     if event.what == "paused":
         return f"the queue is paused: {safe_text(data['message'])}; `kontext-tui resume` goes on"
+    if event.what == "busy":
+        return "the queue's database is locked by another program; waiting for it"
+    if event.what == "database":
+        return f"the queue's database refuses: {safe_text(data['message'])}; trying again"
     if event.what == "hung":
         return f"{data['device']}: no step for {duration(data['seconds'])}; its worker is ended"
     if event.what == "lost":

@@ -146,6 +146,20 @@ def test_a_name_taken_meanwhile_is_left_to_its_owner(place):
     assert job.state == "done"
 
 
+def test_a_link_that_came_into_the_output_folder_leads_no_result_out_of_it(place):
+    make_pictures(place.folder / "photos" / "a", 1)
+    make_pictures(place.folder / "photos" / "b", 1)
+    enqueue(place.conn, place.folder)
+    elsewhere = place.folder / "elsewhere"
+    elsewhere.mkdir()
+    (place.folder / "edited").mkdir(exist_ok=True)
+    (place.folder / "edited" / "a").symlink_to(elsewhere)
+    assert place.start().wait(60) == 0
+    states = rows(place.database, "SELECT name, state, error_kind FROM jobs ORDER BY name")
+    assert states == [("a/picture-0.png", "dead", "output"), ("b/picture-0.png", "done", None)]
+    assert list(elsewhere.iterdir()) == []
+
+
 def test_wrong_pictures_die_with_a_reason_and_the_good_ones_are_done(place):
     photos = place.folder / "photos"
     make_pictures(photos, 5)

@@ -136,18 +136,23 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def output_paths(
-    folder: Path, pattern: str, name: str, n_turns: int, taken: Callable[[Path], bool] = lambda path: False
+    folder: Path,
+    pattern: str,
+    name: str,
+    n_turns: int,
+    taken: Callable[[Path], bool] = lambda path: False,
+    realpath: Callable[[Path], str] = os.path.realpath,
 ) -> list[Path]:
     """Where the results of a job's turns go, the last turn's under the name that `pattern` gives.
 
     `name` is the input's, relative to the folder searched; its subfolders are mirrored below `folder`, and its
     stem stands for `{stem}`. Where `taken` says that any of the names is, all of them are numbered. Raises
-    OutputError where a name or a symbolic link leads out of `folder`.
+    OutputError where a name or a symbolic link leads out of `folder`. realpath: one that remembers, for many names.
     """
     source = PurePath(name)
     stem = _fit(source.stem, limit=NAME_BYTES - RESERVED_BYTES - len(os.fsencode(PurePath(pattern).name)))
     final = folder / source.parent / pattern.replace("{stem}", stem)
-    _require_inside(folder, final)
+    require_inside(folder, final, realpath)
     free = free_name(final, lambda path: any(map(taken, turn_paths(path, n_turns))))
     return turn_paths(free, n_turns)
 
@@ -191,10 +196,11 @@ def _fit(start: str, end: str = "", limit: int = NAME_BYTES) -> str:
     return start + mark + end
 
 
-def _require_inside(folder: Path, path: Path) -> None:
-    """Refuse a path that leads out of the folder, by its own parts or by symbolic links."""
-    base, parent = (Path(os.path.realpath(each)) for each in (folder, path.parent))
-    if ".." in path.parts[len(folder.parts) :] or not parent.is_relative_to(base):
+def require_inside(folder: Path, path: Path, realpath: Callable[[Path], str] = os.path.realpath) -> None:
+    """Refuse a path that leads out of the folder, by its own parts or by symbolic links, with an OutputError."""
+    base, parent = realpath(folder), realpath(path.parent)
+    inside = parent == base or parent.startswith(base.rstrip(os.sep) + os.sep)
+    if ".." in path.parts[len(folder.parts) :] or not inside:
         raise OutputError(f"{shown(str(path))}: leads out of the output folder; remove the link or rename the input")
 
 

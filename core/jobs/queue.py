@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +110,13 @@ def add(
         ).lastrowid
         assert batch_id is not None
         added: dict[int, str] = {}
+        realpath = cache(os.path.realpath)
         for job in jobs:
             if again:
                 conn.execute("UPDATE jobs SET key = NULL WHERE key = ? AND state = 'done'", (job.key,))
             known = conn.execute("SELECT id, state FROM jobs WHERE key = ?", (job.key,)).fetchone()
             if known is None:
-                added[_insert(conn, script, spec, job, now, run_after, priority)] = "new"
+                added[_insert(conn, script, spec, job, now, run_after, priority, realpath)] = "new"
             else:
                 added[known["id"]] = _meet(conn, known["id"], known["state"])
         conn.executemany(
@@ -152,9 +155,10 @@ def _insert(
     now: int,
     run_after: int | None,
     priority: int,
+    realpath: Callable[[Path], str],
 ) -> int:
     folder = Path(script.output_folder)
-    paths = outputs.output_paths(folder, script.output_name, job.name, len(job.turns), _taken(conn))
+    paths = outputs.output_paths(folder, script.output_name, job.name, len(job.turns), _taken(conn), realpath)
     job_id = conn.execute(
         "INSERT INTO jobs (key, name, input_path, input_sha256, model, precision, runtime, output_size,"
         " output_folder, output_path, state, run_after, priority, created_at, updated_at)"
@@ -194,7 +198,7 @@ def _taken(conn: sqlite3.Connection) -> Callable[[Path], bool]:
     """Whether a result's name is spoken for: a file has it, or a job that may still write it."""
 
     def taken(path: Path) -> bool:
-        if path.is_symlink() or path.exists():
+        if os.path.lexists(path):
             return True
         row = conn.execute(
             # Over turns, whose paths have an index: over jobs, every added picture would read them all.

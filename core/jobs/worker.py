@@ -161,6 +161,7 @@ def _edit_turns(worker: Worker, claim: Claim, *, again: bool = False) -> None:
     for text in picture.notes:
         claims.note(worker.conn, claim, text)
         worker.tell("note", claim, text=text)
+    _require_place(claim, Path(job.output_path))
     outputs.check_folder(Path(job.output_path).parent)
     worker.tell("loading", claim, model=job.model)
     session = worker.studio.open(job.model, job.precision, job.runtime)
@@ -264,6 +265,7 @@ def _edit_turn(
             peak_bytes=session.peak_bytes(),
         )
 
+    _require_place(claim, Path(turn.output_path))
     path = _publish(data, Path(turn.output_path), claim, stage)
     claims.finish_turn(worker.conn, claim, turn.turn)
     worker.tell(
@@ -279,6 +281,11 @@ def _edit_turn(
         reused=False,
     )
     return path
+
+
+def _require_place(claim: Claim, path: Path) -> None:
+    """A link that came into the output folder since the job was added leads no result out of it."""
+    outputs.require_inside(Path(claim.job.output_folder), path)
 
 
 def _publish(data: bytes, path: Path, claim: Claim, stage: Callable[[Path], None]) -> Path:

@@ -29,11 +29,12 @@ from core.edit import images, metadata, outputs
 from core.edit.outputs import (
     check_folder,
     encode,
+    final_path,
     free_name,
+    free_paths,
     is_disk_full,
     is_result,
     matches,
-    output_paths,
     publish,
     read_metadata,
     turn_paths,
@@ -338,6 +339,10 @@ except OutputError as error:
         assert len(finals) > 20
         assert all(path.read_bytes() == data for path in finals)
         assert all(path.name.startswith(".") for path in tmp_path.glob(".*.part"))
+
+
+def output_paths(folder: Path, pattern: str, name: str, n_turns: int, taken: Any = lambda path: False) -> list[Path]:
+    return free_paths(final_path(folder, pattern, name), n_turns, taken)
 
 
 class TestNames:

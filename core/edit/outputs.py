@@ -135,26 +135,23 @@ def is_disk_full(error: BaseException) -> bool:
     return any(isinstance(each, OSError) and each.errno in _DISK_FULL for each in (error, error.__cause__))
 
 
-def output_paths(
-    folder: Path,
-    pattern: str,
-    name: str,
-    n_turns: int,
-    taken: Callable[[Path], bool] = lambda path: False,
-    realpath: Callable[[Path], str] = os.path.realpath,
-) -> list[Path]:
-    """Where the results of a job's turns go, the last turn's under the name that `pattern` gives.
+def final_path(folder: Path, pattern: str, name: str, realpath: Callable[[Path], str] = os.path.realpath) -> Path:
+    """Where a picture's last result goes: under the name that `pattern` gives.
 
     `name` is the input's, relative to the folder searched; its subfolders are mirrored below `folder`, and its
-    stem stands for `{stem}`. Where `taken` says that any of the names is, all of them are numbered. Raises
-    OutputError where a name or a symbolic link leads out of `folder`. realpath: one that remembers, for many names.
+    stem stands for `{stem}`. Raises OutputError where a name or a symbolic link leads out of `folder`. realpath: one
+    that remembers, for many names.
     """
     source = PurePath(name)
     stem = _fit(source.stem, limit=NAME_BYTES - RESERVED_BYTES - len(os.fsencode(PurePath(pattern).name)))
     final = folder / source.parent / pattern.replace("{stem}", stem)
     require_inside(folder, final, realpath)
-    free = free_name(final, lambda path: any(map(taken, turn_paths(path, n_turns))))
-    return turn_paths(free, n_turns)
+    return final
+
+
+def free_paths(final: Path, n_turns: int, taken: Callable[[Path], bool] = lambda path: False) -> list[Path]:
+    """Where the results of a job's turns go, the last one's last. Where any is `taken`, all of them are numbered."""
+    return turn_paths(free_name(final, lambda path: any(map(taken, turn_paths(path, n_turns)))), n_turns)
 
 
 def turn_paths(final: Path, n_turns: int) -> list[Path]:

@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,8 +17,7 @@ from core.edit import images, outputs
 from core.edit.models import ModelSpec
 from core.inputs import FoundInput
 from core.jobs.database import path_from_db, path_to_db, transaction
-from core.jobs.events import Event
-from core.jobs.writes import now_ms, revive, write_event
+from core.jobs.writes import now_ms, revive
 from core.script import Script
 
 SEED_BITS = 63
@@ -109,21 +108,35 @@ def add(
             (now, None, json.dumps(script.dump()), path_to_db(script.output_folder)),
         ).lastrowid
         assert batch_id is not None
+        if again:
+            conn.executemany(
+                "UPDATE jobs SET key = NULL WHERE key = ? AND state = 'done'", [(job.key,) for job in jobs]
+            )
+        known = {
+            row["key"]: row
+            for row in _find(conn, "SELECT id, key, state FROM jobs WHERE key", [job.key for job in jobs])
+        }
+        new = list({job.key: job for job in jobs if job.key not in known}.values())
+        ids = _insert(conn, script, spec, new, now, run_after, priority)
         added: dict[int, str] = {}
-        realpath = cache(os.path.realpath)
         for job in jobs:
-            if again:
-                conn.execute("UPDATE jobs SET key = NULL WHERE key = ? AND state = 'done'", (job.key,))
-            known = conn.execute("SELECT id, state FROM jobs WHERE key = ?", (job.key,)).fetchone()
-            if known is None:
-                added[_insert(conn, script, spec, job, now, run_after, priority, realpath)] = "new"
+            if job.key in ids:
+                added[ids[job.key]] = "new"
             else:
-                added[known["id"]] = _meet(conn, known["id"], known["state"])
+                row = known[job.key]
+                added[row["id"]] = _meet(conn, row["id"], row["state"])
         conn.executemany(
             "INSERT OR IGNORE INTO batch_jobs (batch_id, job_id) VALUES (?, ?)",
             [(batch_id, job_id) for job_id in added],
         )
     return Added(batch_id, added)
+
+
+def _find(conn: sqlite3.Connection, select: str, values: Sequence[Any]) -> Iterator[sqlite3.Row]:
+    """Rows whose last named column has one of the values: many at a time, each by its index."""
+    for start in range(0, len(values), 500):
+        some = values[start : start + 500]
+        yield from conn.execute(f"{select} IN ({', '.join('?' * len(some))})", some)
 
 
 def _meet(conn: sqlite3.Connection, job_id: int, state: str) -> str:
@@ -151,64 +164,72 @@ def _insert(
     conn: sqlite3.Connection,
     script: Script,
     spec: ModelSpec,
-    job: NewJob,
+    jobs: Sequence[NewJob],
     now: int,
     run_after: int | None,
     priority: int,
-    realpath: Callable[[Path], str],
-) -> int:
+) -> dict[str, int]:
+    """Write new jobs with their turns; returns each key's id. Rows go in by the thousand, not one by one."""
+    first = conn.execute("SELECT coalesce(max(id), 0) + 1 FROM jobs").fetchone()[0]
     folder = Path(script.output_folder)
-    paths = outputs.output_paths(folder, script.output_name, job.name, len(job.turns), _taken(conn), realpath)
-    job_id = conn.execute(
-        "INSERT INTO jobs (key, name, input_path, input_sha256, model, precision, runtime, output_size,"
-        " output_folder, output_path, state, run_after, priority, created_at, updated_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            job.key,
-            path_to_db(job.name),
-            path_to_db(job.input_path),
-            job.input_sha256,
-            spec.name,
-            script.precision,
-            script.runtime,
-            script.output_size,
-            path_to_db(folder),
-            path_to_db(paths[-1]),
-            "scheduled" if run_after else "queued",
-            run_after,
-            priority,
-            now,
-            now,
-        ),
-    ).lastrowid
-    assert job_id is not None
+    state = "scheduled" if run_after else "queued"
+    of_jobs, of_turns = [], []
+    for job_id, (job, paths) in enumerate(zip(jobs, _places(conn, script, jobs), strict=True), start=first):
+        places = [path_to_db(path) for path in paths]
+        of_jobs.append(
+            (job_id, job.key, path_to_db(job.name), path_to_db(job.input_path), job.input_sha256, places[-1])
+        )
+        of_turns += [
+            (job_id, t.turn, t.from_turn, t.prompt, t.seed, t.steps, t.guidance, place)
+            for t, place in zip(job.turns, places, strict=True)
+        ]
+    same = (
+        *(spec.name, script.precision, script.runtime, script.output_size, path_to_db(folder)),
+        *(state, run_after, priority, now, now),
+    )
+    conn.executemany(
+        "INSERT INTO jobs (id, key, name, input_path, input_sha256, output_path, model, precision, runtime,"
+        " output_size, output_folder, state, run_after, priority, created_at, updated_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        ((*row, *same) for row in of_jobs),
+    )
     conn.executemany(
         "INSERT INTO turns (job_id, turn, from_turn, prompt, seed, steps, guidance, output_path)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        [
-            (job_id, t.turn, t.from_turn, t.prompt, t.seed, t.steps, t.guidance, path_to_db(path))
-            for t, path in zip(job.turns, paths, strict=True)
-        ],
+        of_turns,
     )
-    write_event(conn, Event("added", job_id))
-    return job_id
+    conn.executemany(
+        "INSERT INTO events (at, what, job_id) VALUES (?, 'added', ?)", ((now, row[0]) for row in of_jobs)
+    )
+    return {row[1]: row[0] for row in of_jobs}
 
 
-def _taken(conn: sqlite3.Connection) -> Callable[[Path], bool]:
-    """Whether a result's name is spoken for: a file has it, or a job that may still write it."""
+def _places(conn: sqlite3.Connection, script: Script, jobs: Sequence[NewJob]) -> Iterator[list[Path]]:
+    """Where each job's results go: names that no file has, no job that may still write it, and none of these."""
+    folder, pattern, realpath = Path(script.output_folder), script.output_name, cache(os.path.realpath)
+    finals = [outputs.final_path(folder, pattern, job.name, realpath) for job in jobs]
+    wanted = {path_to_db(p) for final, job in zip(finals, jobs, strict=True) for p in _turn_paths(final, job)}
+    # Over turns, whose paths have an index: over jobs, every added picture would read them all.
+    select = (
+        "SELECT t.output_path FROM turns t JOIN jobs j ON j.id = t.job_id"
+        " WHERE j.state NOT IN ('dead', 'cancelled') AND t.output_path"
+    )
+    spoken_for = {row["output_path"] for row in _find(conn, select, list(wanted))}
 
     def taken(path: Path) -> bool:
-        if os.path.lexists(path):
+        place = path_to_db(path)
+        if place in spoken_for or os.path.lexists(path):
             return True
-        row = conn.execute(
-            # Over turns, whose paths have an index: over jobs, every added picture would read them all.
-            "SELECT 1 FROM turns t JOIN jobs j ON j.id = t.job_id"
-            " WHERE t.output_path = ? AND j.state NOT IN ('dead', 'cancelled')",
-            (path_to_db(path),),
-        ).fetchone()
-        return row is not None
+        return place not in wanted and next(_find(conn, select, [place]), None) is not None
 
-    return taken
+    for final, job in zip(finals, jobs, strict=True):
+        paths = outputs.free_paths(final, len(job.turns), taken)
+        spoken_for.update(map(path_to_db, paths))
+        yield paths
+
+
+def _turn_paths(final: Path, job: NewJob) -> list[Path]:
+    return outputs.turn_paths(final, len(job.turns))
 
 
 def _turns(script: Script, spec: ModelSpec, seed: int) -> Iterable[NewTurn]:

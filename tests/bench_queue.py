@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -24,7 +25,7 @@ from typing import Any
 from machine import machine
 
 from core.edit.models import find_spec
-from core.jobs import claims, queue, records
+from core.jobs import checkpoints, claims, queue, records
 from core.jobs.database import connect
 from core.script import Script
 
@@ -97,6 +98,15 @@ def bench_reads(conn: sqlite3.Connection, path: Path) -> dict[str, float]:
     return {name: round(ms, 2) for name, ms in found.items()}
 
 
+def bench_checkpoint(conn: sqlite3.Connection, count: int = 50) -> dict[str, float]:
+    """What keeping a megapixel's latents costs: [1, 4096, 64] in BF16, every `checkpoints.SECONDS`."""
+    claim = claims.claim(conn, claims.register_worker(conn, "bench", "0"))
+    assert claim is not None
+    state = os.urandom(4096 * 64 * 2)
+    ms = median(timed(lambda: claims.save_checkpoint(conn, claim, 1, 14, "{}", state), count))
+    return {"p50_ms": round(ms, 2), "share_of_time": round(ms / 1000 / checkpoints.SECONDS, 6)}
+
+
 def plan_of_claim(conn: sqlite3.Connection) -> list[str]:
     return [row["detail"] for row in conn.execute(f"EXPLAIN QUERY PLAN {claims.NEXT_WAITING}")]
 
@@ -108,8 +118,17 @@ def bench_drain(folder: Path, count: int) -> dict[str, Any]:
         fill(conn, folder, count)
         conn.execute("UPDATE turns SET state = 'done'")  # so that a claimed job may be ended
     words = [sys.executable, __file__, "--drain", str(path)]
+    workers = [
+        subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(WORKERS)
+    ]
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
     began = time.perf_counter()
-    workers = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(WORKERS)]
+    for worker in workers:  # all start at once: starting Python takes longer than some of these drains
+        assert worker.stdin is not None
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
     taken = [json.loads(worker.communicate()[0]) for worker in workers]
     seconds = time.perf_counter() - began
     times = Counter(job for each in taken for job in each)
@@ -127,6 +146,8 @@ def drain(path: Path) -> None:
     ended = []
     with closing(connect(path)) as conn:
         worker = claims.register_worker(conn, "bench", "0")
+        print("ready", flush=True)
+        sys.stdin.readline()
         while (claim := claims.claim(conn, worker)) is not None:
             claims.finish_job(conn, claim)
             ended.append(claim.job.id)
@@ -241,6 +262,7 @@ def bench(folder: Path, sizes: tuple[int, int], drained: int, bulk: int) -> dict
         fill(conn, folder, large - bulk - small)
         report[f"claims at {large:,}"] = bench_claims(conn, min(CLAIMS, large // 2))
         report[f"reads at {large:,}, ms"] = bench_reads(conn, path)
+        report["saving a step's state"] = bench_checkpoint(conn)
         report["plan of a claim"] = plan_of_claim(conn)
         conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         report["bytes a job"] = round(path.stat().st_size / records_count(conn))

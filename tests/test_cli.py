@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -44,14 +44,15 @@ def test_help_is_quick_and_loads_nothing_heavy():
         "heavy = {'torch', 'textual', 'transformers', 'diffusers', 'tensorrt', 'numpy', 'sqlite_utils'}\n"
         "print(heavy & set(sys.modules), file=sys.stderr)"
     )
-    times = []
+    spent = []
     for _ in range(5):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert done.stderr.strip() == "set()"
     assert "run" in done.stdout
-    assert min(times) < 0.3
+    assert min(spent) < 0.3  # of a processor: what else the machine does at the time is not ours
 
 
 def test_every_command_has_help(cli):

@@ -19,6 +19,7 @@ from core.errors import UsageError
 from core.inputs import find_inputs
 from core.jobs import claims, control, queue
 from core.jobs.database import connect
+from core.jobs.failures import backoff_ms
 from core.jobs.records import counts, get_job, get_turns, list_jobs, story
 
 
@@ -243,3 +244,12 @@ def test_a_thousand_small_pictures_are_queued_in_under_five_seconds(db, tmp_path
     assert len(list_jobs(db, limit=1000)) == 1000
     assert counts(db)["queued"] == 1000
     assert time.perf_counter() - start < 0.5
+
+
+def test_waits_between_attempts_double_to_a_cap_with_chance():
+    shortest = [backoff_ms(attempt, lambda low, high: low) for attempt in range(1, 12)]
+    longest = [backoff_ms(attempt, lambda low, high: high) for attempt in range(1, 12)]
+    assert longest[:4] == [15_000, 30_000, 60_000, 120_000]
+    assert longest[-1] == 15 * 60_000
+    assert [2 * each for each in shortest] == longest
+    assert len({backoff_ms(3) for _ in range(20)}) > 10  # not all of a night's jobs at the same moment

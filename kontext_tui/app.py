@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
@@ -25,6 +25,9 @@ from kontext_tui import settings as config
 from kontext_tui.feed import CALM_SECONDS, POLL_SECONDS, Changed, Feed
 from kontext_tui.settings import Settings
 from kontext_tui.text import safe_text
+
+if TYPE_CHECKING:
+    from kontext_tui.starting import Started
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -81,6 +84,7 @@ class KontextApp(App[str]):
         self.feed = Feed(database)
         self.state: dict[str, Any] = config.load_state(database)
         """What is remembered until the next start, JSON-able; each screen has a key of its own."""
+        self.worker: Started | None = None
         self._told = 0.0
         self._refused = ""
         self.register_theme(KONTEXT)
@@ -94,6 +98,8 @@ class KontextApp(App[str]):
         mode = self.state.get("screen")
         self.switch_mode(mode if mode in self.MODES else "queue")
         self.set_interval(POLL_SECONDS, self._poll)
+        if self.settings.workers:
+            self.run_worker(self._start_where_none_is)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             try:
@@ -130,6 +136,10 @@ class KontextApp(App[str]):
         finally:
             self.call_later(self._poll, now=True)
 
+    async def in_background(self, function: Callable[[], T]) -> T:
+        """What `function()` returns, run in a thread of its own: for what is slow and not the queue's."""
+        return await asyncio.get_running_loop().run_in_executor(None, function)
+
     async def _poll(self, now: bool = False) -> None:
         """Tell the screens of the current mode that the queue changed; calmly, however fast it does."""
         if not now and time.monotonic() - self._told < CALM_SECONDS:
@@ -144,6 +154,40 @@ class KontextApp(App[str]):
             if str(error) != self._refused:  # once, not four times a second
                 self._refused = str(error)
                 self._toast_error(error)
+
+    # ------------------------------------------------------------ workers
+
+    def start_worker(self) -> None:
+        """Start a worker as a process of its own session: it goes on when the app is closed."""
+        from kontext_tui.starting import start_worker
+
+        try:
+            self.worker = start_worker(self.database)
+        except OSError as error:
+            self.toast(f"no worker could be started: {error}", "error")
+            return
+        self.toast("a worker starts; it goes on when the app is closed")
+        self.set_timer(3.0, self._check_worker)
+
+    async def _start_where_none_is(self) -> None:
+        from core.jobs.workers import live_workers
+
+        if not await self.read(live_workers):
+            self.start_worker()
+
+    def _check_worker(self) -> None:
+        """Say why a worker that was started has ended; no zombie stays behind."""
+        if self.worker is None:
+            return
+        code = self.worker.process.poll()
+        if code is None:
+            self.set_timer(5.0, self._check_worker)
+            return
+        if code:
+            self.toast(
+                f"the worker ended: {safe_text(self.worker.last_words() or f'exit code {code}', 300)}", "error"
+            )
+        self.worker = None
 
     # ------------------------------------------------------------ errors
 

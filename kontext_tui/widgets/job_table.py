@@ -10,6 +10,7 @@ import time
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 from rich.cells import cell_len, set_cell_size
@@ -55,7 +56,9 @@ COLUMNS = (
     Column("pri", 3, right=True, sort="priority"),
     Column("age", 5, right=True, sort="number"),
 )
-MIN_NAME = 12
+LEAST_NAME = 22
+"""Characters of a name below which other columns give way."""
+GIVE_WAY = ("age", "pri", "ms", "turn")
 
 
 class JobTable(ScrollView, can_focus=True):
@@ -278,8 +281,11 @@ Space marks jobs; what you do next is done to all that are marked, else to the o
         if row is None:
             return Strip([*segments, Segment(f" #{number}", muted)]).adjust_cell_length(width, back)
         tone = back + _only(self.get_component_rich_style(row.state))
-        for column, text in zip(COLUMNS[1:], self._cells(row), strict=True):
-            room = column.width or name_width(width)
+        kept, name = columns_for(width)
+        cells = self._cells(row)
+        for index in kept[1:]:
+            column, text = COLUMNS[index], cells[index - 1]
+            room = column.width or name
             quiet = column is not NAME and column.name != "state"
             style = tone if column.name == "state" or row.state == "running" else muted if quiet else back
             segments.append(Segment(" ", back))
@@ -308,16 +314,25 @@ Space marks jobs; what you do next is done to all that are marked, else to the o
         )
 
 
-def name_width(width: int) -> int:
-    """What is left for names."""
-    return max(MIN_NAME, width - sum(column.width for column in COLUMNS) - (len(COLUMNS) - 1))
+@lru_cache(maxsize=32)
+def columns_for(width: int) -> tuple[tuple[int, ...], int]:
+    """Which columns a table so wide has, by their places in COLUMNS, and how wide the name is."""
+    kept = list(range(len(COLUMNS)))
+    for name in (None, *GIVE_WAY):
+        kept = [index for index in kept if name is None or COLUMNS[index].name != name]
+        room = width - sum(COLUMNS[index].width for index in kept) - (len(kept) - 1)
+        if room >= LEAST_NAME:
+            break
+    return tuple(kept), max(room, 8)
 
 
 def head(width: int) -> list[tuple[int, int, Column, str]]:
     """The headings for a table so wide: where each begins and ends, and its text."""
     found, x = [], 0
-    for index, column in enumerate(COLUMNS):
-        room = column.width or name_width(width)
+    kept, name = columns_for(width)
+    for index in kept:
+        column = COLUMNS[index]
+        room = column.width or name
         start = x if index == 0 else x + 1
         found.append((start, start + room, column, _fit(column.name, room, right=column.right)))
         x = start + room

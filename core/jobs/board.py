@@ -7,6 +7,7 @@ Progress that is stored twice a second is read for those rows alone.
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from array import array
 from collections.abc import Iterable, Sequence
@@ -124,7 +125,7 @@ def numbers(conn: sqlite3.Connection, view: View) -> array[int]:
         like = "%" + "".join("\\" + c if c in "%_\\" else c for c in view.text) + "%"
         where.append("(name LIKE ? ESCAPE '\\' OR error LIKE ? ESCAPE '\\' OR id = ?)")
         number = view.text.removeprefix("#")
-        values += [like, like, int(number) if number.isdecimal() and len(number) < 19 else -1]
+        values += [like, like, int(number) if re.fullmatch("[1-9][0-9]{0,17}", number) else -1]
     filtered = f"WHERE {' AND '.join(where)}" if where else ""
     rank = "CASE state " + " ".join(f"WHEN '{state}' THEN {i}" for i, state in enumerate(_ORDER)) + " END"
     down = "DESC" if view.reverse else "ASC"

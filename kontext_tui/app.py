@@ -258,19 +258,3 @@ class KontextApp(App[str]):
     def action_save_screenshot(self) -> None:
         path = self.save_screenshot(path=str(Path.cwd()))
         self.toast(f"saved {safe_text(path)}")
-
-
-def open_app(database: Path) -> str | None:
-    """Open the app on a queue; returns what to say when it is closed.
-
-    Raises what a person must mend before there is anything to show: a wrong configuration, a queue that is missing,
-    damaged or newer than this program.
-    """
-    from contextlib import closing
-
-    from core.jobs.database import connect
-
-    settings = config.load()
-    with closing(connect(database, create=False)):
-        pass
-    return KontextApp(database, settings).run()

@@ -233,7 +233,7 @@ async def test_where_the_app_was_left_it_opens_again(database):
     again = app_over(database)
     async with again.run_test(size=(100, 30)) as pilot:
         await until(
-            pilot, lambda: again.screen.query(JobTable) and len(again.screen.query_one(JobTable).numbers) == 10
+            pilot, lambda: again.screen.query(JobTable) and len(again.screen.query_one(JobTable).numbers) == 11
         )
         assert again.screen.query_one(JobTable).current == was
         await pilot.press("escape")

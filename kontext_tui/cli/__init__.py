@@ -36,10 +36,7 @@ def _root(
     ] = False,
 ) -> None:
     if ctx.invoked_subcommand is None:
-        if tui.on_terminal():
-            tui.tui()
-        else:
-            typer.echo(ctx.get_help())
+        typer.echo(ctx.get_help())  # on a terminal it would be the app: see kontext_tui.__main__
 
 
 for name, function in {

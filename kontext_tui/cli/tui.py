@@ -13,13 +13,9 @@ def on_terminal() -> bool:
 
 def tui(db: opt.Db = None) -> None:
     """Open the app: the queue at work, and the review. The same as `kontext-tui` alone."""
-    from core import paths
     from core.errors import UsageError
+    from kontext_tui.opening import open_app
 
     if not on_terminal():
         raise UsageError("the app needs a terminal; `kontext-tui status` and `list` print what it shows")
-    from kontext_tui.app import open_app
-
-    said = open_app(paths.database(db))
-    if said:
-        print(said, file=sys.stderr)
+    open_app(db)

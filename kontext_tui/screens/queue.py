@@ -33,9 +33,11 @@ from kontext_tui.widgets.topbar import TopBar
 if TYPE_CHECKING:
     from kontext_tui.app import KontextApp
 
-SHARE = 40
-"""A read that took so long is not repeated for that many times as long: 2.5 % of a core, however many jobs."""
+SHARE = 100
+"""A read that took so long is not repeated for that many times as long: 1 % of a core, however many jobs."""
 GAUGE_SECONDS = 1.0
+ETA_SECONDS = 5.0
+"""How often the times of those that wait are told anew: each of them changes with every step."""
 HISTORY = 120
 BRIEF_FROM = 3
 """Workers from which on each is told in two lines."""
@@ -95,10 +97,11 @@ class QueueScreen(QueueActions, Screen[None]):
         self.history: dict[str, deque[float]] = {}
         self._telemetry = Telemetry()
         self._ahead: dict[int, int] = {}
-        self._ordered_for = self._left_for = self._ranked_for = -1
-        """Events up to which the order, the steps left and the ranks were read."""
-        self._ranked: frozenset[int] = frozenset()
-        self._order_after = self._left_after = 0.0
+        self._waits: dict[int, float] = {}
+        self._ordered_for = self._left_for = -1
+        """Events up to which the order and the steps left were read."""
+        self._read_window: list[int] = []
+        self._order_after = self._left_after = self._ranks_after = 0.0
         self._fresh = False
         self._dirty = self._loading = False
         self._late: Timer | None = None
@@ -166,9 +169,11 @@ class QueueScreen(QueueActions, Screen[None]):
         seen = self.answer.glance if self.answer is not None else None
         stale = seen is None or seen.event != self._ordered_for
         order = self._fresh or (stale and not self.frozen and clock >= self._order_after)
-        window = table.window()
+        # A page before and after what is on show is read as the list moves; what is on show, every time.
+        moved = order or table.window() != self._read_window
+        window = table.window() if moved else table.on_show()
         missing = any(number not in self.rows for number in window)
-        ranks = order or frozenset(window) != self._ranked
+        ranks = order or moved or clock >= self._ranks_after
         left = self.left is None or (seen is not None and seen.event != self._left_for and clock >= self._left_after)
         self._fresh = False
         ask = Ask(
@@ -184,16 +189,19 @@ class QueueScreen(QueueActions, Screen[None]):
         self.answer, clock = answer, time.monotonic()
         self.pace.hear(answer.glance)
         if answer.rows is not None:
-            self.rows = answer.rows
+            self.rows = answer.rows if moved else {**self.rows, **answer.rows}
         if answer.ahead is not None:
-            self._ahead, self._ranked = answer.ahead, frozenset(self.rows)
+            self._ahead = {**self._ahead, **answer.ahead} if not moved else answer.ahead
+            self._ranks_after = clock + ETA_SECONDS
+            self._waits = queue_view.etas(self.rows, self._ahead, answer.glance, self.pace, self.left or 0)
         if answer.steps_left is not None:
             self.left, self._left_for = answer.steps_left, answer.glance.event
-            self._left_after = clock + 2 * SHARE * answer.left_seconds
+            self._left_after = clock + 3 * SHARE * answer.left_seconds
         if answer.numbers is not None:
             self._ordered_for = answer.glance.event
             self._order_after = clock + SHARE * answer.order_seconds
         self._show(answer)
+        self._read_window = table.window()
         if answer.glance.event != self._ordered_for and not self.frozen:
             self._look_again(self._order_after - clock)
 
@@ -207,7 +215,7 @@ class QueueScreen(QueueActions, Screen[None]):
 
     def _show(self, answer: Answer) -> None:
         seen, table = answer.glance, self.table
-        waits = queue_view.etas(self.rows, self._ahead, seen, self.pace, self.left or 0)
+        waits = self._waits | queue_view.etas(self.rows, {}, seen, self.pace, 0)
         table.empty = self._nothing()
         if answer.numbers is not None:
             table.rows, table.etas = self.rows, waits
@@ -285,7 +293,8 @@ class QueueScreen(QueueActions, Screen[None]):
         self.gauges = await self.home.in_background(self._telemetry.sample)
         for gauge in self.gauges:
             self.history.setdefault(gauge.name, deque(maxlen=HISTORY)).append(float(gauge.used))
-        self._show_now()
+        if self.answer is None or not self.answer.glance.running:  # else with the next steps, in a moment
+            self._show_now()
 
     def on_resize(self, event: events.Resize) -> None:
         self.call_after_refresh(self._resized)

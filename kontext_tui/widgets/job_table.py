@@ -142,6 +142,11 @@ Space marks jobs; what you do next is done to all that are marked, else to the o
         first = max(0, int(self.scroll_offset.y) - height)
         return list(self.numbers[first : first + 3 * height])
 
+    def on_show(self) -> list[int]:
+        """The numbers of the jobs on show."""
+        first = max(0, int(self.scroll_offset.y))
+        return list(self.numbers[first : first + max(self.size.height, 1)])
+
     def show_numbers(self, numbers: array[int], *, keep: int | None = None) -> None:
         """Take a new order. The cursor stays with its job, or with `keep`; where that is gone, at its place."""
         keep = self.current if keep is None else keep

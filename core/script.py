@@ -208,6 +208,12 @@ class Script(_Model):
         return self._origin.folder
 
     @property
+    def file(self) -> Path | None:
+        """The script's own file, None where it was not read from one."""
+        path = self.folder / Path(self._origin.file).name
+        return path if self._origin.places and path.is_file() else None
+
+    @property
     def output_folder(self) -> Path:
         """The folder that all results lie in or below."""
         return self._output_parts()[0]

@@ -17,11 +17,9 @@ class _Interrupted(BaseException):
 
 def main() -> NoReturn:
     """Run the command line; every error a user can mend is a line on stderr and an exit code, never a traceback."""
-    from kontext_tui.cli import app
-
     signal.signal(signal.SIGINT, _interrupt)
     try:
-        app(prog_name="kontext-tui")
+        _run()
         code = ExitCode.OK
     except KontextError as error:
         _complain(str(error))
@@ -43,6 +41,17 @@ def _refusal(error: sqlite3.Error) -> str:
     if is_busy(error):
         return f"the queue is locked by another program for over {BUSY_SECONDS:g} s; try again"
     return f"the queue's database refuses: {error}; `kontext-tui doctor` looks into it"
+
+
+def _run() -> None:
+    if len(sys.argv) == 1 and sys.stdin.isatty() and sys.stdout.isatty():
+        from kontext_tui.opening import open_app  # the app at once: the commands and their options take 0.1 s
+
+        open_app()
+    else:
+        from kontext_tui.cli import app
+
+        app(prog_name="kontext-tui")
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

@@ -101,11 +101,11 @@ def add(
 
     run_after: the earliest time to start new jobs, in ms since the epoch.
     """
-    now = now_ms()
+    now, file = now_ms(), script.file
     with transaction(conn):
         batch_id = conn.execute(
             "INSERT INTO batches (created_at, script_path, script, output_folder) VALUES (?, ?, ?, ?)",
-            (now, None, json.dumps(script.dump()), path_to_db(script.output_folder)),
+            (now, file and path_to_db(file), json.dumps(script.dump()), path_to_db(script.output_folder)),
         ).lastrowid
         assert batch_id is not None
         if again:

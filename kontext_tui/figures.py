@@ -1,0 +1,65 @@
+"""Numbers as people read them at a glance: short lengths of time, sizes, and lines of blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import median
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def short_time(seconds: float) -> str:
+    """At most five characters: 0.4s, 45s, 3m20, 2h05, 3d04, 120d."""
+    if seconds < 9.95:
+        return f"{max(seconds, 0):.1f}s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    for unit, size, below, digit in (("m", 60, 3600, 1), ("h", 3600, 86400, 60), ("d", 86400, 8_640_000, 3600)):
+        if whole < below:
+            return f"{whole // size}{unit}{whole % size // digit:02}"
+    return f"{whole // 86400}d"
+
+
+def short_ms(ms: float) -> str:
+    """At most five characters: 0.4, 41, 980, 1.2s, 12s."""
+    if ms < 9.95:
+        return f"{ms:.1f}"
+    return f"{ms:.0f}" if ms < 999.5 else short_time(ms / 1000)
+
+
+def size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def percentile(values: Sequence[float], part: float) -> float:
+    """The smallest value that so many of them do not exceed: nearest rank, so that it is one that was measured."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(part * len(ordered)) - 1)]
+
+
+def spark(values: Sequence[float], width: int) -> str:
+    """The last `width` values as blocks. A tenth more or less than the median stays low: noise is no mountain."""
+    shown = list(values)[-width:]
+    if not shown:
+        return ""
+    middle = median(shown)
+    low, high = min(min(shown), middle * 0.8), max(max(shown), middle * 1.2)
+    return "".join(_block(value, low, high) for value in shown)
+
+
+def level(values: Sequence[float], top: float, width: int) -> str:
+    """The last `width` values as blocks between nothing and `top`."""
+    return "".join(_block(value, 0.0, top) for value in list(values)[-width:])
+
+
+def _block(value: float, low: float, high: float) -> str:
+    part = (value - low) / (high - low) if high > low else 0.0
+    return BLOCKS[min(len(BLOCKS) - 1, max(0, int(part * len(BLOCKS))))]
+
+
+def bar(part: float, width: int) -> tuple[str, str]:
+    """A bar of so many cells: what is full of it, and what is not."""
+    full = round(min(max(part, 0.0), 1.0) * width)
+    return "━" * full, "━" * (width - full)

@@ -149,6 +149,8 @@ def summarize(edits: Sequence[Edited]) -> dict[str, float]:
             "ssim": median(c.ssim for c in near),
             "flip": median(c.flip for c in near),
         }
+        learned = [c.lpips for c in near if c.lpips is not None]
+        values |= {"lpips": median(learned)} if learned else {}
     if exact:
         values |= {"target_psnr": median(c.psnr for c in exact)}
     return values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,21 @@ def closeness(image: Image.Image, reference: Image.Image) -> Closeness:
     ssim = structural_similarity_index_measure(one, two, data_range=1.0)
     assert isinstance(ssim, torch.Tensor)
     _, flip, _ = flip_evaluator.evaluate(theirs, ours, "LDR", applyMagma=False)
-    return Closeness(psnr(ours, theirs), float(ssim), float(flip))
+    network = lpips_network()
+    learned = None if network is None else float(network(one * 2 - 1, two * 2 - 1))
+    return Closeness(psnr(ours, theirs), float(ssim), float(flip), learned)
+
+
+@cache
+def lpips_network() -> Any:
+    """LPIPS on AlexNet, which takes [1, 3, height, width] in -1..1; None without the extra or AlexNet's weights
+    (torchvision fetches them once)."""
+    try:
+        import lpips
+
+        return lpips.LPIPS(net="alex", verbose=False).eval().requires_grad_(False)
+    except (ImportError, OSError):
+        return None
 
 
 def psnr(ours: NDArray[Any], theirs: NDArray[Any]) -> float:

@@ -52,7 +52,7 @@ def export(source: Path, out: Path, precision: str, text_tokens: int) -> dict[st
     quant_file = quantized.read_quant_file(source)
     check_checkpoint(source, precision, graph.stored, quant_file)
     try:
-        latent = Transformer(graph, config, quant_file.get("attention", {}), text_tokens).build()
+        latent = Transformer(graph, config, quant_file, text_tokens).build()
     except KeyError as error:
         raise UnavailableError(f"{source} is incomplete: it has no tensor {error}") from None
     unused = sorted(set(graph.stored) - graph.tensors.keys())
@@ -131,11 +131,11 @@ def read_config(source: Path) -> dict[str, Any]:
 class Transformer:
     """FluxTransformer2DModel.forward, on names of tensors in a graph. Methods take and return [1, tokens, width]."""
 
-    def __init__(
-        self, graph: Graph, config: dict[str, Any], attention: dict[str, dict[str, float]], text_tokens: int
-    ) -> None:
+    def __init__(self, graph: Graph, config: dict[str, Any], quant_file: dict[str, Any], text_tokens: int) -> None:
         self.graph, self.op, self.linear = graph, graph.op, graph.linear
-        self.config, self.attention_scales, self.text_tokens = config, attention, text_tokens
+        self.config, self.text_tokens = config, text_tokens
+        self.attention_scales = quant_file.get("attention", {})
+        self.hadamard = bool(quant_file.get("hadamard", False))
         self.heads, self.head_dim = config["num_attention_heads"], config["attention_head_dim"]
         self.width = self.heads * self.head_dim
 
@@ -253,7 +253,8 @@ class Transformer:
                 for part, ours, theirs in zip("qkv", parts, (q, k, v), strict=True)
             )
         q, k = self.rotate(f"{name}.q", q), self.rotate(f"{name}.k", k)
-        mixed = self.graph.attention(name, q, k, v, self.head_dim, self.attention_scales.get(name))
+        scales = self.attention_scales.get(name)
+        mixed = self.graph.attention(name, q, k, v, self.head_dim, scales, hadamard=self.hadamard)
         joined: str = self.op("Reshape", mixed, self.ints("join_heads", [0, 0, self.width]), at=f"{name}.join")
         return joined
 

@@ -27,13 +27,15 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from core.edit.lowbit import BLOCK
-from core.edit.quantized import SOFTMAX_SCALE
+from core.edit.quantized import SOFTMAX_SCALE, hadamard_matrices
 from core.errors import UnavailableError
 
 OPSET = 23
 """The first with FLOAT4E2M1 in DequantizeLinear and with scales of a type of their own; TensorRT 10.13 reads it."""
 IR_VERSION = 11
 BF16, FLOAT, E4M3, E2M1 = TensorProto.BFLOAT16, TensorProto.FLOAT, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1
+HADAMARD = "hadamard_"
+"""Begins the names of the matrices that mix the channels of queries and keys, which are no linear's weights."""
 INLINE_BYTES = 1024
 """Tensors up to this size stay inside the model's file."""
 ALIGNMENT = 4096
@@ -143,13 +145,28 @@ class Graph:
             self._done[key] = self._dequantize(codes, scale, zero.name, at=f"{at}.input")
         return self._done[key]
 
-    def attention(self, name: str, q: str, k: str, v: str, head_dim: int, scales: dict[str, float] | None) -> str:
+    def attention(
+        self,
+        name: str,
+        q: str,
+        k: str,
+        v: str,
+        head_dim: int,
+        scales: dict[str, float] | None,
+        *,
+        hadamard: bool = False,
+    ) -> str:
         """softmax(q k^T / sqrt(dim)) v of [1, tokens, heads, dim] BF16; with scales both products in E4M3.
 
         Softmax is in float32 either way; its output, in 0..1, is rounded to E4M3 with a fixed scale. TensorRT makes
         one kernel of exactly this: with products in float32, or a Cast between softmax and rounding, it keeps scores
         of tokens x tokens in memory (9.4 GB instead of 0.1 at 24 heads and 8704 tokens; TensorRT-RTX 1.5 and 1.7).
         """
+        if scales is not None and hadamard:
+            factors = zip("qk", hadamard_matrices(head_dim), strict=True)
+            for_q, for_k = (self.constant(f"{HADAMARD}{part}", factor.numpy(), BF16) for part, factor in factors)
+            q = self.op("MatMul", q, for_q, at=f"{name}.q.{HADAMARD}")
+            k = self.op("MatMul", k, for_k, at=f"{name}.k.{HADAMARD}")
         q = self.op("Transpose", q, at=f"{name}.q", perm=[0, 2, 1, 3])
         k = self.op("Transpose", k, at=f"{name}.k", perm=[0, 2, 3, 1])
         v = self.op("Transpose", v, at=f"{name}.v", perm=[0, 2, 1, 3])

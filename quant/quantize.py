@@ -19,14 +19,14 @@ from torch import nn
 
 from core.edit import lowbit
 from core.edit.loading import Model
-from core.edit.quantized import QUANT_FILE
+from core.edit.quantized import QUANT_FILE, hadamard_matrices
 from core.errors import UnavailableError
 from quant import fp4_cpu
 from quant.calibration import OnProgress, PairSet, Sample, record, thin
 from quant.recipes import ATTENTION_INPUTS, Recipe
 from quant.refine import refine
 
-SAMPLES = 128
+SAMPLES = 96
 """Transformer calls that maxima and refinement look at, of those the calibration edits made."""
 
 
@@ -61,6 +61,8 @@ def inject(transformer: Any, recipe: Recipe, samples: Sequence[Sample], on_progr
 
     @torch.inference_mode()
     def replay(network: nn.Module) -> None:
+        if recipe.hadamard:
+            _mix_heads(network)
         for index, sample in enumerate(samples):
             network(**sample.inputs())
             on_progress("measuring ranges", index + 1, len(samples))
@@ -88,12 +90,24 @@ def export(
     for module in transformer.modules():
         if hasattr(module, "weight_quantizer") and hasattr(module.weight_quantizer, "_amax"):
             module.weight_quantizer.enable()  # `refine` turned them off: its weights are rounded already
+        quantizer = getattr(module, "weight_quantizer", None)
+        for part in ("svdquant_lora_a", "svdquant_lora_b"):
+            if (factor := getattr(quantizer, part, None)) is not None:
+                setattr(quantizer, part, factor.to(torch.bfloat16))
+    hook = transformer.register_forward_pre_hook(_refuse)
     with _quiet():
         export_hf_checkpoint(transformer, dtype=torch.bfloat16, export_dir=out)
-    about = {"recipe": recipe.name, **facts, "kept": kept, "attention": attention}
+    hook.remove()
+    about = {"recipe": recipe.name, **facts, "kept": kept, "attention": attention, "hadamard": recipe.hadamard}
     (out / QUANT_FILE).write_text(json.dumps(about, indent=1) + "\n")
     on_progress("writing the checkpoint", 1, 1)
     return {**facts, "kept": kept}
+
+
+def _refuse(module: nn.Module, args: Any) -> None:
+    """Keeps the exporter from giving queries, keys and values one scale: it runs the model to find who shares an
+    input, and goes on without where that fails. Theirs were chosen one by one, and values have another format."""
+    raise RuntimeError("not while exporting")
 
 
 def modelopt_quantization() -> Any:
@@ -120,6 +134,16 @@ def _take_attention_scales(transformer: Any) -> dict[str, dict[str, float]]:
                 quantizer.reset_amax()
                 quantizer.disable()
     return scales
+
+
+def _mix_heads(transformer: Any) -> None:
+    """Let attention quantizers see queries and keys times Hadamard's matrix: their products stay what they are."""
+    for module in transformer.modules():
+        if hasattr(module, "q_bmm_quantizer"):
+            quantizers = (module.q_bmm_quantizer, module.k_bmm_quantizer)
+            for quantizer, factor in zip(quantizers, hadamard_matrices(module.head_dim), strict=True):
+                factor = factor.to(module.to_q.weight)
+                quantizer.register_forward_pre_hook(lambda _, args, factor=factor: (args[0] @ factor,))
 
 
 def _linears(transformer: Any) -> list[str]:

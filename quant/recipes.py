@@ -32,14 +32,18 @@ NVFP4: dict[str, Any] = {"num_bits": (2, 1), "block_sizes": {-1: 16, "type": "dy
 class Recipe:
     """How a transformer is quantized: ModelOpt's formats of linears, and what the refinement may do.
 
-    `linear`: the `cfg` of weight and input quantizers. `rank`: of the high-precision branch beside each linear, 0 for
-    none. `keep`: substrings of linears' names that stay BF16, each with the measured reason.
+    `linear`: the `cfg` of weight and input quantizers. `rank`: of the high-precision branch beside each NVFP4 linear,
+    0 for none. `eight`: attention linears that run in E4M3 instead; `keep`: parts of names of linears that stay
+    BF16, each with the measured reason. `hadamard`: queries and keys are mixed before they are rounded
+    (`core.edit.quantized.hadamard_matrices`).
     """
 
     name: str
     linear: dict[str, Any]
     rank: int = 0
+    eight: dict[str, str] = field(default_factory=dict)
     keep: dict[str, str] = field(default_factory=dict)
+    hadamard: bool = False
 
     @property
     def is_fp4(self) -> bool:
@@ -62,6 +66,9 @@ class Recipe:
                 yield {"quantizer_name": name, "parent_class": "nn.Linear", "cfg": dict(self.linear)}
             for part in ATTENTION_INPUTS:
                 yield {"quantizer_name": f"{blocks}.*.attn.{part}_bmm_quantizer", "cfg": dict(E4M3)}
+        for part in self.eight:
+            for quantizer in ("weight_quantizer", "input_quantizer"):
+                yield {"quantizer_name": f"*.attn.{part}.{quantizer}", "cfg": dict(E4M3)}
         for part in self.keep:
             yield {"quantizer_name": f"*{part}*", "enable": False}
 
@@ -70,12 +77,15 @@ class Recipe:
         return {"quant_cfg": self.quant_cfg(), "algorithm": "max"}
 
 
+VALUES = dict.fromkeys(("to_v", "add_v_proj"), "6 % of the weights, 2.3 dB of the hardest edit")
+"""No softmax stands between a value's error and the attention's output, as it does for queries and keys."""
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
-        Recipe("fp8", E4M3),
-        Recipe("fp4", NVFP4),
-        Recipe("fp4-svd", NVFP4, rank=32),
+        Recipe("fp8", E4M3, hadamard=True),
+        Recipe("fp4", NVFP4, eight=VALUES, hadamard=True),
+        Recipe("fp4-svd", NVFP4, rank=32, eight=VALUES, hadamard=True),
     )
 }
 

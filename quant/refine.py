@@ -54,7 +54,9 @@ def refine(
             module.weight_quantizer.disable()
         moments, shared = _gather(block, linears, calls, streams, conditions, PAIRS[bool(recipe.rank)])
         for name, module in linears.items():
-            found = solve(module.weight, module.bias, moments[shared[name]], fp4=recipe.is_fp4, rank=recipe.rank)
+            fp4 = is_fp4(module)
+            rank = recipe.rank if fp4 else 0
+            found = solve(module.weight, module.bias, moments[shared[name]], fp4=fp4, rank=rank)
             install(module, found)
         del moments
         if index + 1 < len(blocks):
@@ -65,6 +67,10 @@ def refine(
 def is_quantized(module: nn.Module) -> bool:
     quantizer: Any = getattr(module, "weight_quantizer", None)
     return isinstance(module, nn.Linear) and quantizer is not None and bool(quantizer.is_enabled)
+
+
+def is_fp4(module: Any) -> bool:
+    return bool(module.weight_quantizer.num_bits == (2, 1))
 
 
 def install(module: Any, found: Solution) -> None:
@@ -98,9 +104,9 @@ def _gather(
     for index, call in enumerate(calls):
         with _watching(linears) as met:
             _run(block, call, streams[index])
-        owners: dict[int, str] = {}
+        owners: dict[tuple[int, bool], str] = {}  # one input rounded to two formats is two inputs
         for name, module in linears.items():
-            shared[name] = owners.setdefault(id(met[name]), name)
+            shared[name] = owners.setdefault((id(met[name]), is_fp4(module)), name)
             if shared[name] != name:
                 continue
             if met[name].ndim == 2:

@@ -32,6 +32,8 @@ FP4_SHRINK = (1.0, 1.5, 0.95, 0.9, 0.85, 0.8, 1.1, 1.2, 1.3)
 """A block's scale relative to the one that maps its largest value to 6; 1.5 maps it to 4."""
 ROUNDS = 2
 """Turns between V and the low-rank branch."""
+EXACT_SVD = 1536
+"""Matrices with a side up to this are decomposed exactly, larger ones by a randomized method."""
 COLUMNS = 128
 """GPTQ rounds this many columns before it updates the rest at once."""
 
@@ -107,13 +109,19 @@ def damping(moment: Tensor) -> Tensor:
 
 
 def reduced_rank(cross: Tensor, moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The map M = up @ down of a rank that minimises E|y - M z|^2; cross = E[y z'] [out, in], moment = E[z z']."""
-    values, vectors = torch.linalg.eigh(moment)
-    root = values.clamp_min(1e-12).sqrt()
-    whitened = (cross @ vectors) / root  # cross @ moment^-1/2
-    u, s, v = torch.linalg.svd(whitened, full_matrices=False)
+    """The map up @ down of a rank that minimises E|y - up down z|^2; cross = E[y z'] [out, in], moment = E[z z']."""
+    root = torch.linalg.cholesky(moment)
+    whitened = torch.linalg.solve_triangular(root.T, cross, upper=True, left=False)  # cross @ root^-T
+    if min(cross.shape) <= EXACT_SVD:
+        u, s, vh = torch.linalg.svd(whitened, full_matrices=False)
+    else:
+        with torch.random.fork_rng([cross.device] if cross.is_cuda else []):
+            torch.manual_seed(0)
+            u, s, v = torch.svd_lowrank(whitened, q=rank + 16, niter=4)
+            vh = v.T
     size = s[:rank].sqrt()
-    return u[:, :rank] * size, ((size[:, None] * v[:rank]) / root) @ vectors.T
+    down = torch.linalg.solve_triangular(root, size[:, None] * vh[:rank], upper=False, left=False)
+    return u[:, :rank] * size, down
 
 
 def _with_bias(found: Solution, exact: Tensor, bias: Tensor | None, moments: Moments) -> Solution:

@@ -180,7 +180,8 @@ def test_fp4_weights_packed_with_unrounded_scales(planted: Callable[..., Path], 
 
 
 def test_a_graph_of_another_precision() -> None:
-    assert len(lint(small.graph("fp8") / "model.onnx", "fp4").problems) == 64
+    problems = lint(small.graph("fp8") / "model.onnx", "fp4").problems
+    assert len(problems) == 34  # of 64 linears; the 30 projections to queries, keys and values may run in fp8
     assert any("nothing of it is quantized" in p for p in lint(small.graph("bf16") / "model.onnx", "fp8").problems)
     assert any("should stay bf16" in p for p in lint(small.graph("fp8") / "model.onnx", "bf16").problems)
 

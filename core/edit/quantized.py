@@ -11,7 +11,8 @@ A checkpoint is a folder: `config.json` and the safetensors that ModelOpt's `exp
     X.svdquant_lora_a  optional [rank, in], X.svdquant_lora_b [out, rank]: added in high precision
     X.bias             optional
 
-and kontext-tui-quant.json: {"recipe": name, "attention": {"<attention module>": {"q": scale, "k": .., "v": ..}}, ..}.
+and kontext-tui-quant.json: {"recipe": name, "attention": {"<attention module>": {"q": scale, "k": .., "v": ..}}, ..};
+with "hadamard": true in it, queries and keys are multiplied by `hadamard_matrices` after the rotary embedding.
 
 What is done with the numbers is left to an `Arithmetic`: `Emulated` computes on any device what the low-bit kernels
 would; the ONNX export puts its own in place.
@@ -20,6 +21,7 @@ would; the ONNX export puts its own in place.
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -53,10 +55,14 @@ class Arithmetic(Protocol):
 
 
 class AttentionScales(nn.Module):
-    """E4M3 scales (float32 scalars) of what enters the two products of one attention."""
+    """E4M3 scales (float32 scalars) of what enters the two products of one attention.
 
-    def __init__(self, q: float, k: float, v: float) -> None:
+    hadamard: queries and keys are multiplied by `hadamard_matrices` before they are rounded.
+    """
+
+    def __init__(self, q: float, k: float, v: float, *, hadamard: bool = False) -> None:
         super().__init__()
+        self.hadamard = hadamard
         self.q: Tensor
         self.k: Tensor
         self.v: Tensor
@@ -173,6 +179,9 @@ class AttentionProcessor:
             value = torch.cat([heads(attn.add_v_proj(text)), value], dim=1)
         if image_rotary_emb is not None:
             query, key = rotate(query, *image_rotary_emb), rotate(key, *image_rotary_emb)
+        if self.scales is not None and self.scales.hadamard:
+            for_query, for_key = hadamard_matrices(attn.head_dim)
+            query, key = query @ for_query.to(query), key @ for_key.to(key)
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         result = self.arithmetic.attention(q, k, v, self.scales).transpose(1, 2).flatten(2).to(query.dtype)
         if encoder_hidden_states is None:
@@ -188,6 +197,24 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     turned = torch.stack([-imaginary, real], dim=-1).flatten(-2)
     cos, sin = cos[None, :, None, :], sin[None, :, None, :]
     return (x.float() * cos + turned.float() * sin).to(x.dtype)
+
+
+@cache
+def hadamard_matrices(size: int) -> tuple[Tensor, Tensor]:
+    """What queries and keys are multiplied by from the right: float32 [size, size] each, size a power of two.
+
+    Hadamard's matrix over powers of two, so that BF16 holds them exactly and the products of queries and keys stay
+    what they were. A few large channels become all middling ones, whose rounding to E4M3 errs less in the products
+    (as in QuaRot, https://arxiv.org/abs/2404.00456).
+    """
+    if size & (size - 1):
+        raise ValueError(f"Hadamard's matrix needs a power of two, not a head of {size}")
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    power = size.bit_length() - 1
+    query, key = matrix / 2 ** (power // 2), matrix / 2 ** (power - power // 2)
+    return query, key
 
 
 def load_transformer(folder: Path, device: torch.device, dtype: torch.dtype, arithmetic: Arithmetic) -> Any:
@@ -211,10 +238,11 @@ def load_transformer(folder: Path, device: torch.device, dtype: torch.dtype, ari
     missing = [name for name in missing if name.rpartition(".")[0] not in quantized]
     if missing or unexpected:
         raise ValueError(f"the checkpoint does not fit its config: {[*missing, *unexpected][:3]}")
-    scales = read_quant_file(folder).get("attention", {})
+    about = read_quant_file(folder)
+    scales, hadamard = about.get("attention", {}), bool(about.get("hadamard", False))
     for name, module in model.named_modules():
         if hasattr(module, "set_processor"):
-            own = AttentionScales(**scales[name]).to(device) if name in scales else None
+            own = AttentionScales(**scales[name], hadamard=hadamard).to(device) if name in scales else None
             module.set_processor(AttentionProcessor(arithmetic, own))
     return model.eval().requires_grad_(False)
 

@@ -28,7 +28,7 @@ Sheet = Annotated[
 
 
 def compare(
-    model: Annotated[str, typer.Option(help="kontext-tiny, kontext-dev or a diffusers folder.")] = "kontext-tiny",
+    model: Annotated[str, typer.Option(help="kontext-tiny, kontext-dev or a diffusers folder.")] = "kontext-dev",
     precision: Precisions = None,
     runtime: Annotated[str, typer.Option(help="What runs them: auto, torch, onnx or tensorrt.")] = "auto",
     input: Annotated[
@@ -132,8 +132,8 @@ def _show(
         print_table((), [(loss.block, f"{loss.error:.4f}") for loss in worst], right=(1,))
 
 
-_COLUMNS = {"psnr": 1, "psnr_worst": 1, "ssim": 4, "flip": 4, "target_psnr": 1, "step_ms": 0}
-_HEADINGS = ("PSNR dB", "worst", "SSIM", "FLIP", "to target", "ms a step")
+_COLUMNS = {"psnr": 1, "psnr_worst": 1, "ssim": 4, "flip": 4, "lpips": 4, "target_psnr": 1, "step_ms": 0}
+_HEADINGS = ("PSNR dB", "worst", "SSIM", "FLIP", "LPIPS", "to target", "ms a step")
 
 
 def _runtime(choices: dict[str, Any], name: str) -> str:

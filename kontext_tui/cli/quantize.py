@@ -17,7 +17,7 @@ Report = Callable[[str, int, int], None]
 
 
 def quantize(
-    model: Annotated[str, typer.Option(help="kontext-tiny, kontext-dev or a diffusers folder.")] = "kontext-tiny",
+    model: Annotated[str, typer.Option(help="kontext-tiny, kontext-dev or a diffusers folder.")] = "kontext-dev",
     precision: Annotated[str, typer.Option("--precision", "-p", help="fp8, fp4 or fp4-svd.")] = "fp8",
     pairs: Annotated[
         Path | None,

@@ -132,7 +132,7 @@ class QueueMachine(RuleBasedStateMachine):
             elif what == "branch":
                 review.branch(self.conn, pick, Change(prompt="q"))
             else:
-                review.withdraw(self.conn, pick)
+                review.withdraw(self.conn, [pick])
         except UsageError:
             assert before is None or get_turns(self.conn, number) == turns
             return

@@ -225,12 +225,12 @@ def test_a_redo_that_has_not_begun_can_be_withdrawn(done):
     ended = get_job(done.conn, 1).finished_at
     made = review.redo(done.conn, Pick(1, 1), with_later=True)
     with pytest.raises(UsageError, match="withdraw that first"):
-        review.withdraw(done.conn, made[0])
+        review.withdraw(done.conn, [made[0]])
     with pytest.raises(UsageError, match="no redo"):
-        review.withdraw(done.conn, Pick(1, 1))
-    for pick in reversed(made):
-        assert get_job(done.conn, 1).state == "queued"
-        review.withdraw(done.conn, pick)
+        review.withdraw(done.conn, [Pick(1, 1)])
+    review.withdraw(done.conn, made[2:])
+    assert get_job(done.conn, 1).state == "queued"
+    review.withdraw(done.conn, made[:2])
     job = get_job(done.conn, 1)
     assert (job.state, len(get_turns(done.conn, 1))) == ("done", 3)
     assert abs(job.finished_at - ended) < 1000
@@ -238,7 +238,7 @@ def test_a_redo_that_has_not_begun_can_be_withdrawn(done):
     pick = review.redo(done.conn, Pick(1, 1))[0]
     claims.claim(done.conn, claims.register_worker(done.conn, "test", "0"))
     with pytest.raises(UsageError, match="at work"):
-        review.withdraw(done.conn, pick)
+        review.withdraw(done.conn, [pick])
 
 
 def test_a_redo_that_fails_leaves_the_old_results_and_says_why(done):
@@ -248,7 +248,7 @@ def test_a_redo_that_fails_leaves_the_old_results_and_says_why(done):
     job = get_job(done.conn, 1)
     assert (job.state, job.error_kind) == ("dead", "input")
     review.decide(done.conn, [Pick(1, 1)], "accepted")
-    review.withdraw(done.conn, pick)
+    review.withdraw(done.conn, [pick])
     assert (get_job(done.conn, 1).state, get_job(done.conn, 1).error) == ("done", None)
 
 

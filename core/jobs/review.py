@@ -147,7 +147,7 @@ def redo(
         job, turns = _ready(conn, pick)
         old = _by_number(turns)[pick.turn]
         made = {pick.turn: _append(conn, job, turns, replace(old, redo_of=pick.turn), change, "redo")}
-        for turn in _following(turns, pick.turn) if with_later else ():
+        for turn in following(turns, pick.turn) if with_later else ():
             again = replace(turn, redo_of=turn.turn, from_turn=made[turn.from_turn])
             made[turn.turn] = _append(conn, job, turns, again, Change(), "redo")
         _queue_again(conn, job)
@@ -172,28 +172,32 @@ def branch(conn: sqlite3.Connection, pick: Pick, change: Change) -> Pick:
     return Pick(job.id, number)
 
 
-def withdraw(conn: sqlite3.Connection, pick: Pick) -> None:
-    """Take a redo or a branch back that has not begun. A job with nothing else to do is done again."""
+def withdraw(conn: sqlite3.Connection, picks: Iterable[Pick]) -> None:
+    """Take redos and branches back that have not begun, all or none. A job with nothing else to do is done again."""
     with transaction(conn):
-        job, turns = get_job(conn, pick.job_id), get_turns(conn, pick.job_id)
-        turn = _by_number(turns).get(pick.turn)
-        if turn is None or turn.added_at is None:
-            raise UsageError(f"{pick} is no redo or branch that could be withdrawn")
-        if turn.state != "pending":
-            raise UsageError(f"{pick} has begun; reject what comes of it, or cancel the job")
-        if job.state == "running":
-            raise UsageError(f"a worker is at work on job {job.id}; cancel the job, or reject what comes of {pick}")
-        if later := [t.turn for t in turns if t.from_turn == pick.turn]:
-            raise UsageError(f"turn {later[0]} starts from {pick}: withdraw that first")
-        conn.execute("DELETE FROM turns WHERE job_id = ? AND turn = ?", (job.id, pick.turn))
-        write_event(conn, Event("withdrawn", job.id, pick.turn))
-        rest = [t for t in turns if t.turn != pick.turn]
-        if all(t.state == "done" for t in rest):
-            conn.execute(
-                "UPDATE jobs SET state = 'done', run_after = NULL, error_kind = NULL, error = NULL, updated_at = ?,"
-                " finished_at = (SELECT max(finished_at) FROM turns WHERE job_id = jobs.id) WHERE id = ?",
-                (now_ms(), job.id),
-            )
+        for pick in sorted(picks, reverse=True):
+            _withdraw(conn, pick)
+
+
+def _withdraw(conn: sqlite3.Connection, pick: Pick) -> None:
+    job, turns = get_job(conn, pick.job_id), get_turns(conn, pick.job_id)
+    turn = _by_number(turns).get(pick.turn)
+    if turn is None or turn.added_at is None:
+        raise UsageError(f"{pick} is no redo or branch that could be withdrawn")
+    if turn.state != "pending":
+        raise UsageError(f"{pick} has begun; reject what comes of it, or cancel the job")
+    if job.state == "running":
+        raise UsageError(f"a worker is at work on job {job.id}; cancel the job, or reject what comes of {pick}")
+    if later := [t.turn for t in turns if t.from_turn == pick.turn]:
+        raise UsageError(f"turn {later[0]} starts from {pick}: withdraw that first")
+    conn.execute("DELETE FROM turns WHERE job_id = ? AND turn = ?", (job.id, pick.turn))
+    write_event(conn, Event("withdrawn", job.id, pick.turn))
+    if all(t.state == "done" for t in turns if t.turn != pick.turn):
+        conn.execute(
+            "UPDATE jobs SET state = 'done', run_after = NULL, error_kind = NULL, error = NULL, updated_at = ?,"
+            " finished_at = (SELECT max(finished_at) FROM turns WHERE job_id = jobs.id) WHERE id = ?",
+            (now_ms(), job.id),
+        )
 
 
 def _append(conn: sqlite3.Connection, job: Job, turns: list[Turn], like: Turn, change: Change, what: str) -> int:
@@ -219,7 +223,7 @@ def _append(conn: sqlite3.Connection, job: Job, turns: list[Turn], like: Turn, c
     return number
 
 
-def _following(turns: Sequence[Turn], number: int) -> list[Turn]:
+def following(turns: Sequence[Turn], number: int) -> list[Turn]:
     """The turns that lead on from one, in order; of a turn and its redo, the turn alone."""
     reached, found = {number}, []
     for turn in turns:

@@ -160,7 +160,7 @@ def withdraw(result: OnePick, db: opt.Db = None) -> None:
     from core.jobs import review
 
     with opt.open_queue(db, create=False) as conn:
-        review.withdraw(conn, _pick(result))
+        review.withdraw(conn, [_pick(result)])
     print(f"{result}: withdrawn")
 
 

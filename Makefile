@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint soak pictures clean
+.PHONY: install demo test lint soak bench-queue pictures clean
 
 install: $(STAMP)
 
@@ -30,6 +30,10 @@ lint: install
 
 soak: install
 	$(BIN)/python -m pytest -m soak
+
+# How fast the queue is and what it loses, beside huey and litequeue; some minutes.
+bench-queue: install
+	$(BIN)/python tests/bench_queue.py
 
 # The pictures of the README and of the model card, made again.
 pictures: install

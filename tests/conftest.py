@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see core.edit.studio
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: see core.edit
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT / "examples" / "photos"
 

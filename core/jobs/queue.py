@@ -197,7 +197,9 @@ def _taken(conn: sqlite3.Connection) -> Callable[[Path], bool]:
         if path.is_symlink() or path.exists():
             return True
         row = conn.execute(
-            "SELECT 1 FROM jobs WHERE output_path = ? AND state NOT IN ('dead', 'cancelled')",
+            # Over turns, whose paths have an index: over jobs, every added picture would read them all.
+            "SELECT 1 FROM turns t JOIN jobs j ON j.id = t.job_id"
+            " WHERE t.output_path = ? AND j.state NOT IN ('dead', 'cancelled')",
             (path_to_db(path),),
         ).fetchone()
         return row is not None

@@ -13,7 +13,6 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from core.edit.outputs import free_name
 from core.errors import UsageError
@@ -21,23 +20,12 @@ from core.jobs.database import path_to_db, transaction
 from core.jobs.events import Event
 from core.jobs.queue import SEED_BITS
 from core.jobs.records import FINAL_STATES, Job, Turn, get_job, get_turns
+from core.jobs.results import Decision, Pick, Scope, results
 from core.jobs.writes import now_ms, revive, write_event
 from core.script import MAX_GUIDANCE, MAX_PROMPT, MAX_SEED, MAX_STEPS
 
-Decision = Literal["accepted", "rejected"]
 MAX_JOB_TURNS = 999
 """Turns a job may have, redos and branches included."""
-
-
-@dataclass(frozen=True, order=True)
-class Pick:
-    """One result: a turn of a job. Written as `3.2`."""
-
-    job_id: int
-    turn: int
-
-    def __str__(self) -> str:
-        return f"{self.job_id}.{self.turn}"
 
 
 @dataclass(frozen=True)
@@ -89,17 +77,12 @@ def decide(
 
 
 def decide_rest(
-    conn: sqlite3.Connection, decision: Decision, job_id: int | None = None
+    conn: sqlite3.Connection, decision: Decision, job_id: int | None = None, *, name: str = ""
 ) -> dict[Pick, Decision | None]:
-    """Decide about every result, of one job or of all, that nothing has been decided about."""
+    """Decide about every result that nothing has been decided about: of one job, of pictures of a name, or of all."""
     with transaction(conn):
-        where, values = ("AND job_id = ?", (job_id,)) if job_id is not None else ("", ())
-        rows = conn.execute(
-            "SELECT job_id, turn FROM turns INDEXED BY turns_unreviewed"
-            f" WHERE state = 'done' AND review IS NULL {where} ORDER BY job_id, turn",
-            values,
-        ).fetchall()
-        picks = [Pick(row["job_id"], row["turn"]) for row in rows]
+        scope = Scope("undecided", name)
+        picks = results(conn, scope, job_id)
         for pick in picks:
             _decide(conn, pick, None, decision)
     return dict.fromkeys(picks)
@@ -273,59 +256,3 @@ def _by_number(turns: Iterable[Turn]) -> dict[int, Turn]:
 def _taken(conn: sqlite3.Connection, path: Path) -> bool:
     row = conn.execute("SELECT 1 FROM turns WHERE output_path = ?", (path_to_db(path),)).fetchone()
     return row is not None or os.path.lexists(path)
-
-
-# ---------------------------------------------------------------- reads
-
-
-@dataclass(frozen=True)
-class Tally:
-    """How many results there are, by what was decided about them."""
-
-    undecided: int
-    accepted: int
-    rejected: int
-
-    @property
-    def all(self) -> int:
-        return self.undecided + self.accepted + self.rejected
-
-
-def tally(conn: sqlite3.Connection) -> Tally:
-    rows = conn.execute("SELECT review, count(*) AS n FROM turns WHERE state = 'done' GROUP BY review")
-    found = {row["review"]: row["n"] for row in rows}
-    return Tally(found.get(None, 0), found.get("accepted", 0), found.get("rejected", 0))
-
-
-def next_undecided(conn: sqlite3.Connection, after: Pick | None = None) -> Pick | None:
-    """The first result without a decision that comes after another one; from the start again where none does."""
-    start = after or Pick(0, 0)
-    sql = (
-        "SELECT job_id, turn FROM turns INDEXED BY turns_unreviewed WHERE state = 'done' AND review IS NULL"
-        " AND (job_id, turn) > (?, ?) ORDER BY job_id, turn LIMIT 1"
-    )
-    row = conn.execute(sql, (start.job_id, start.turn)).fetchone() or conn.execute(sql, (0, 0)).fetchone()
-    return Pick(row["job_id"], row["turn"]) if row else None
-
-
-def neighbour(conn: sqlite3.Connection, job_id: int, step: Literal[-1, 1]) -> int | None:
-    """The next job (or the one before) with a result to look at."""
-    beyond, order = ("> ?", "ASC") if step > 0 else ("< ?", "DESC")
-    row = conn.execute(
-        "SELECT job_id FROM turns INDEXED BY turns_done"
-        f" WHERE state = 'done' AND job_id {beyond} ORDER BY job_id {order} LIMIT 1",
-        (job_id,),
-    ).fetchone()
-    return int(row["job_id"]) if row else None
-
-
-def results(
-    conn: sqlite3.Connection, *, which: Literal["undecided", "accepted", "rejected"] | None = None, limit: int = -1
-) -> list[Pick]:
-    """Finished turns in order, all of them or those with one decision."""
-    where = {None: "", "undecided": "AND review IS NULL"}.get(which, "AND review = :which")
-    rows = conn.execute(
-        f"SELECT job_id, turn FROM turns WHERE state = 'done' {where} ORDER BY job_id, turn LIMIT :limit",
-        {"which": which, "limit": limit},
-    )
-    return [Pick(row["job_id"], row["turn"]) for row in rows]

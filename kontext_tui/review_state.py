@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
@@ -29,6 +28,8 @@ Base = Literal["source", "input", "old"]
 class Totals:
     """Where a job stands among all that are walked through, and what is decided about them."""
 
+    job_id: int
+    scope: Scope
     position: int
     jobs: int
     tally: Tally
@@ -40,7 +41,6 @@ class JobView:
 
     job: Job
     turns: tuple[Turn, ...]
-    totals: Totals
 
     def turn(self, number: int) -> Turn | None:
         return next((turn for turn in self.turns if turn.turn == number), None)
@@ -59,13 +59,17 @@ class JobView:
         return turn.output_path, turn.output_sha256
 
 
-def load_job(conn: sqlite3.Connection, job_id: int, scope: Scope, totals: Totals | None = None) -> JobView:
-    """Read a job for review; totals: known ones, which cost the most to count. Raises UsageError where it is gone."""
-    with nullcontext() if conn.in_transaction else snapshot(conn):
-        job, turns = get_job(conn, job_id), tuple(get_turns(conn, job_id))
-        if totals is None:
-            totals = Totals(*results.position(conn, job_id, scope), results.tally(conn, Scope(name=scope.name)))
-    return JobView(job, turns, totals)
+def load_job(conn: sqlite3.Connection, job_id: int) -> JobView:
+    """Read a job for review. Raises UsageError where it is gone."""
+    with snapshot(conn):
+        return JobView(get_job(conn, job_id), tuple(get_turns(conn, job_id)))
+
+
+def load_totals(conn: sqlite3.Connection, job_id: int, scope: Scope) -> Totals:
+    """Count what there is: of 100,000 jobs of three turns in 0.1 s, which is why it is not done at every step."""
+    with snapshot(conn):
+        position, jobs = results.position(conn, job_id, scope)
+        return Totals(job_id, scope, position, jobs, results.tally(conn, Scope(name=scope.name)))
 
 
 def first_pick(conn: sqlite3.Connection, scope: Scope) -> Pick | None:
@@ -142,21 +146,24 @@ def facts(turn: Turn, difference: Difference | None) -> str:
     return safe_text(" · ".join(parts))
 
 
-def heading(data: JobView, pick: Pick, scope: Scope, said: str) -> Content:
+def heading(data: JobView, pick: Pick, scope: Scope, totals: Totals | None, said: str) -> Content:
     """The line above: which result, how far through, what is decided. said: what was done last."""
-    totals, tally = data.totals, data.totals.tally
+    parts: list[Content | str | tuple[str, str]] = [(f"{pick} ", "bold"), (safe_text(data.job.name, 40), "bold")]
+    known = totals is not None and totals.scope == scope
+    if totals is not None and known and totals.job_id == data.job.id:
+        parts.append((f"  job {totals.position:,} of {totals.jobs:,}", "$foreground 60%"))
     only = [f"{scope.which} only"] if scope.which else []
     only += [f"/{safe_text(scope.name, 20)}"] if scope.name else []
-    return Content.assemble(
-        (f"{pick} ", "bold"),
-        (safe_text(data.job.name, 40), "bold"),
-        (f"  job {totals.position:,} of {totals.jobs:,}", "dim"),
-        (f"  {', '.join(only)}", "$warning") if only else "",
-        f"  {tally.undecided:,} undecided",
-        (f"  {tally.accepted:,} ✔", "$success"),
-        (f"  {tally.rejected:,} ✘", "$error"),
-        (f"   {said} (u undoes)", "dim italic") if said else "",
-    )
+    if only:
+        parts.append((f"  {', '.join(only)}", "$warning"))
+    if totals is not None and known:
+        tally = totals.tally
+        parts.append(f"  {tally.undecided:,} undecided")
+        parts.append((f"  {tally.accepted:,} ✔", "$success"))
+        parts.append((f"  {tally.rejected:,} ✘", "$error"))
+    if said:
+        parts.append((f"   {said}, u undoes", "$foreground 60%"))
+    return Content.assemble(*parts)
 
 
 def words(data: JobView, pick: Pick, difference: Difference | None) -> Content:

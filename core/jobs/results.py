@@ -59,9 +59,12 @@ class Tally:
 
 
 def tally(conn: sqlite3.Connection, scope: Scope = ALL) -> Tally:
-    rows = conn.execute(f"SELECT review, count(*) AS n FROM turns WHERE {scope.sql} GROUP BY review", scope.values)
-    found = {row["review"]: row["n"] for row in rows}
-    return Tally(found.get(None, 0), found.get("accepted", 0), found.get("rejected", 0))
+    row = conn.execute(
+        "SELECT count(*) - count(review) AS undecided, total(review = 'accepted') AS accepted,"
+        f" total(review = 'rejected') AS rejected FROM turns INDEXED BY turns_done WHERE {scope.sql}",
+        scope.values,
+    ).fetchone()
+    return Tally(row["undecided"], int(row["accepted"]), int(row["rejected"]))
 
 
 def next_undecided(conn: sqlite3.Connection, after: Pick | None = None, *, name: str = "") -> Pick | None:
@@ -93,11 +96,11 @@ def neighbour(conn: sqlite3.Connection, job_id: int, step: Literal[-1, 1], scope
 def position(conn: sqlite3.Connection, job_id: int, scope: Scope = ALL) -> tuple[int, int]:
     """How many jobs with a result there are up to a job, itself included, and in all."""
     row = conn.execute(
-        "SELECT count(DISTINCT job_id) AS jobs, count(DISTINCT iif(job_id <= :job, job_id, NULL)) AS position"
-        f" FROM turns INDEXED BY turns_done WHERE {scope.sql}",
+        "SELECT count(*) AS jobs, total(job_id <= :job) AS position FROM"
+        f" (SELECT DISTINCT job_id FROM turns INDEXED BY turns_done WHERE {scope.sql})",
         {**scope.values, "job": job_id},
     ).fetchone()
-    return row["position"], row["jobs"]
+    return int(row["position"]), row["jobs"]
 
 
 def results(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,12 +24,14 @@ from kontext_tui.pictures import Album, Shot, View
 from kontext_tui.review_state import (
     Base,
     JobView,
+    Totals,
     called,
     end_job,
     first_pick,
     heading,
     in_order,
     load_job,
+    load_totals,
     mark,
     pick_in,
     step_job,
@@ -43,8 +46,10 @@ from kontext_tui.widgets.turn_strip import TurnStrip
 if TYPE_CHECKING:
     from kontext_tui.app import KontextApp
 
-TOTALS_SECONDS = 3.0
+TOTALS_SECONDS = 5.0
 """How old the totals of a queue at work may be: with 100,000 jobs they are the one read that takes long."""
+REST_SECONDS = 0.15
+"""How long nobody walks on before they are counted."""
 NOTHING = "No finished turn yet. Queue a folder, and look again when a worker has run."
 FILTERED = "No result is shown: f and / set what is, esc shows all."
 WHICH: tuple[Which | None, ...] = (None, "undecided", "accepted", "rejected")
@@ -77,6 +82,9 @@ class WalkScreen(Screen[None]):
         self.found: Difference | None = None
         self.base: Base = "source"
         self.said = ""
+        self.totals: Totals | None = None
+        self._due = True
+        """Something that was asked for has not been shown yet; news must not overtake it."""
         self._totals_at = 0.0
 
     @property
@@ -116,7 +124,7 @@ class WalkScreen(Screen[None]):
     def queue_changed(self) -> None:
         """The queue has been written to: bring what is shown up to date."""
         if self.is_current:
-            self.go(self.pick, fresh=time.monotonic() - self._totals_at > TOTALS_SECONDS, only_news=True)
+            self.go(self.pick, fresh=False, only_news=True)
 
     def open_job(self, job_id: int) -> None:
         """Look at a job, as another screen asks for."""
@@ -129,30 +137,44 @@ class WalkScreen(Screen[None]):
             self.notify(f"job {job_id} has no finished turn yet", severity="warning")
 
     def go(self, pick: Pick | None, *, fresh: bool = True, only_news: bool = False) -> None:
-        """Look at a result; without one, at where the review begins. fresh: count the totals anew."""
-        self.pick = pick
-        self.run_worker(partial(self._go, pick, fresh, only_news), group="go", exclusive=True)
+        """Look at a result; without one, at where the review begins.
 
-    async def _go(self, pick: Pick | None, fresh: bool, only_news: bool) -> None:
-        data = await self._load(pick, fresh) if pick is not None else None
+        fresh: what is decided has changed. only_news: leave the screen alone where the job is as it was.
+        """
+        self.pick = pick
+        if fresh:
+            self._totals_at = 0.0
+        self._due = self._due or not only_news
+        self.run_worker(partial(self._go, pick), group="go", exclusive=True)
+
+    async def _go(self, pick: Pick | None) -> None:
+        data = await self._load(pick) if pick is not None else None
         if data is None:  # nothing yet, or forgotten by `prune`
             pick = await self._read(first_pick, self.scope)
-            data = await self._load(pick, True) if pick is not None else None
-        if only_news and data is not None and data == self.data and pick == self.shown:
-            return
+            data = await self._load(pick) if pick is not None else None
         self.set_class(data is None, "-empty")
         if data is None or pick is None:
-            self.pick = self.shown = self.data = self.after = None
-            self.query_one("#heading", Static).update("")
-            self.query_one("#nothing", Static).update(NOTHING if self.scope == results.ALL else FILTERED)
-            self.refresh_bindings()
+            self._show_nothing()
             return
+        if self._due or data != self.data or pick != self.shown:
+            await self._show(pick, data)
+            self._due = False
+        await self._count(pick)
+        await self._read_ahead(pick)
+
+    def _show_nothing(self) -> None:
+        self.pick = self.shown = self.data = self.after = self.totals = None
+        self.query_one("#heading", Static).update("")
+        self.query_one("#nothing", Static).update(NOTHING if self.scope == results.ALL else FILTERED)
+        self.refresh_bindings()
+
+    async def _show(self, pick: Pick, data: JobView) -> None:
         anew, arrived = pick != self.shown, self._arrived(data)
-        if anew and self.shown is not None and self.shown.job_id != pick.job_id:
+        if self.data is not None and self.data.job.id != pick.job_id:
             self.base = "source"
-        self.pick, self.data = pick, data
         if anew:
             self.found = None
+        self.pick, self.data = pick, data
         self._say()
         self.refresh_bindings()
         await self.query_one(TurnStrip).show(data.turns, pick.turn, data.job.input_path)
@@ -160,14 +182,20 @@ class WalkScreen(Screen[None]):
         for turn in arrived:
             what = f"the redo of turn {turn.redo_of}" if turn.redo_of else "the branch"
             self.notify(f"{pick.job_id}.{turn.turn} is done: {what}", markup=False)
-        await self._read_ahead(pick)
 
-    async def _load(self, pick: Pick, fresh: bool) -> JobView | None:
-        totals = self.data.totals if self.data is not None and not fresh else None
-        data = cast("JobView | None", await self._read(load_job, pick.job_id, self.scope, totals, quiet=True))
-        if fresh:
-            self._totals_at = time.monotonic()
+    async def _load(self, pick: Pick) -> JobView | None:
+        data = cast("JobView | None", await self._read(load_job, pick.job_id, quiet=True))
         return data if data is not None and (pick.turn == 0 or data.turn(pick.turn)) else None
+
+    async def _count(self, pick: Pick) -> None:
+        """Count the totals once walking has come to rest, and no more often than they may change."""
+        known = self.totals is not None and (self.totals.job_id, self.totals.scope) == (pick.job_id, self.scope)
+        if known and time.monotonic() - self._totals_at < TOTALS_SECONDS:
+            return
+        await asyncio.sleep(REST_SECONDS)
+        self.totals = cast(Totals, await self._read(load_totals, pick.job_id, self.scope, quiet=True))
+        self._totals_at = time.monotonic()
+        self._say()
 
     def _arrived(self, data: JobView) -> list[Turn]:
         """Redos and branches of the job that were waited for and are done."""
@@ -201,7 +229,7 @@ class WalkScreen(Screen[None]):
         ahead = await self._read(results.next_undecided, pick, quiet=True, name=self.scope.name)
         if ahead is None or ahead == pick:
             return
-        data = await self._read(load_job, ahead.job_id, self.scope, self.data and self.data.totals, quiet=True)
+        data = await self._read(load_job, ahead.job_id, quiet=True)
         turn = data.turn(ahead.turn) if data is not None else None
         if turn is not None:
             for number in (turn.from_turn, turn.turn):
@@ -215,7 +243,9 @@ class WalkScreen(Screen[None]):
 
     def _say(self) -> None:
         if self.data is not None and self.pick is not None:
-            self.query_one("#heading", Static).update(heading(self.data, self.pick, self.scope, self.said))
+            self.query_one("#heading", Static).update(
+                heading(self.data, self.pick, self.scope, self.totals, self.said)
+            )
             self.query_one("#words", Static).update(words(self.data, self.pick, self.found))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:

@@ -100,23 +100,6 @@ def precision_of(stored: dict[str, Stored]) -> str:
     return "bf16"
 
 
-def check_interface(path: Path) -> None:
-    """Refuse an ONNX file whose inputs and output are not the transformer's; says which are missing."""
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf raises types of its own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{path} cannot be read as ONNX: {reason}") from None
-    initializers = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value.name for value in model.graph.input if value.name not in initializers]
-    outputs = [value.name for value in model.graph.output]
-    problems = [f"no input {name}" for name in INPUTS if name not in inputs]
-    problems += [f"unknown input {name}" for name in inputs if name not in INPUTS]
-    problems += [] if OUTPUT in outputs else [f"no output {OUTPUT} (it has {', '.join(outputs[:3]) or 'none'})"]
-    if problems:
-        raise UsageError(f"{path} is not a FLUX.1 Kontext transformer: {'; '.join(problems[:8])}")
-
-
 def read_config(source: Path) -> dict[str, Any]:
     """The config of a transformer's folder, with the defaults of diffusers' class filled in."""
     try:

@@ -92,8 +92,8 @@ def export(
             module.weight_quantizer.enable()  # `refine` turned them off: its weights are rounded already
         quantizer = getattr(module, "weight_quantizer", None)
         for part in ("svdquant_lora_a", "svdquant_lora_b"):
-            if (factor := getattr(quantizer, part, None)) is not None:
-                setattr(quantizer, part, factor.to(torch.bfloat16))
+            if (factor := getattr(quantizer, part, None)) is not None:  # its setter copies into the old float32
+                setattr(quantizer, f"_{part}", factor.to(torch.bfloat16))
     hook = transformer.register_forward_pre_hook(_refuse)
     with _quiet():
         export_hf_checkpoint(transformer, dtype=torch.bfloat16, export_dir=out)

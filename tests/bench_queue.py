@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import signal
 import sqlite3
 import subprocess
@@ -22,6 +20,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
+
+from machine import machine
 
 from core.edit.models import find_spec
 from core.jobs import claims, queue, records
@@ -227,16 +227,6 @@ def bench_kill(folder: Path) -> str:
         waiting = records.counts(conn)["queued"]
     assert waiting == 10
     return f"0 lost: {len(events)} rescued at the next look, {ms:.0f} ms, with the attempt in its story"
-
-
-def machine() -> dict[str, str]:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "machine": f"{len(os.sched_getaffinity(0))} x {names[0].partition(': ')[2] if names else platform.machine()}",
-        "python": platform.python_version(),
-        "sqlite": sqlite3.sqlite_version,
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 def bench(folder: Path, sizes: tuple[int, int], drained: int, bulk: int) -> dict[str, Any]:

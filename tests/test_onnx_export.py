@@ -19,7 +19,8 @@ from core.edit.runtimes.onnx_runtime import read_tensor
 from core.errors import UnavailableError, UsageError
 from kontext_tui.cli.export import export as command
 from quant.lint import tensor_bytes
-from quant.onnx_export import check_interface, export
+from quant.onnx_export import export
+from quant.onnx_files import read_graph
 
 PRECISIONS = ("bf16", "fp8", "fp4", "fp4-svd")
 
@@ -45,7 +46,8 @@ def test_interface(precision: str) -> None:
         "guidance": (fp32, [1]),
         "latent": (bf16, [1, "tokens", 64]),
     }
-    check_interface(small.graph(precision) / "model.onnx")
+    path = small.graph(precision) / "model.onnx"
+    read_graph(path).check(path, precision)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -158,11 +160,11 @@ def test_foreign_interface_is_refused(tmp_path: Path) -> None:
     model.graph.input[0].name = "x"
     del model.graph.input[6]
     onnx.save(model, path)
-    with pytest.raises(UsageError, match="no input hidden_states; no input guidance; unknown input x"):
-        check_interface(path)
+    with pytest.raises(UsageError, match="is without hidden_states, guidance"):
+        read_graph(path).check(path, "bf16")
     path.write_bytes(b"not a graph")
-    with pytest.raises(UsageError, match="cannot be read as ONNX"):
-        check_interface(path)
+    with pytest.raises(UsageError, match="is not an ONNX graph"):
+        read_graph(path).check(path, "bf16")
 
 
 class TestCommand:

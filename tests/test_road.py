@@ -107,21 +107,10 @@ def test_fp4_for_a_gpu_that_has_none_is_refused_with_the_reason(home, graphs):
 
 @pytest.mark.parametrize("precision", [p for p in PRECISIONS if p != "bf16"])
 def test_the_checkpoint_edits_a_photograph(home, checkpoints, precision, tmp_path):
-    words = (
-        "run",
-        "--model",
-        "kontext-tiny",
-        "--precision",
-        precision,
-        "--runtime",
-        "torch",
-        "--steps",
-        "2",
-        "--quiet",
-    )
+    options = ("--precision", precision, "--runtime", "torch", "--steps", "2", "--quiet")
     script = tmp_path / "edit.yaml"
     script.write_text(f"input: {ROOT}/examples/photos/dogs.jpg\noutput: out/\nturns: [Make it night]\n")
-    run(home, words[0], script, *words[1:], "--database", tmp_path / "jobs.db")
+    run(home, "run", script, "--model", "kontext-tiny", *options, "--db", tmp_path / "jobs.db")
     assert (tmp_path / "out" / "dogs.png").stat().st_size > 100_000
 
 

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -171,6 +172,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def disk_error(error: Exception) -> int | None:
+    """The errno of a failed write, also where a library tells it in words (safetensors and ONNX do)."""
+    if isinstance(error, OSError):
+        return error.errno
+    if told := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(told[1])
+    return errno.ENOSPC if "No space left on device" in str(error) else None
+
+
 @contextmanager
 def errors_named() -> Iterator[None]:
     """The disk's refusals as one line; libraries report a full disk as errors of their own."""
@@ -180,10 +190,11 @@ def errors_named() -> Iterator[None]:
         raise
     except Exception as error:
         where = paths.artifacts()
-        full = isinstance(error, OSError) and error.errno in _DISK_FULL
-        if full or "No space left on device" in str(error) or "os error 28" in str(error):
-            raise OutputError(f"{where}: no space left on the disk; free some (nothing half is kept)") from error
-        refused = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        number = disk_error(error)
+        if number in _DISK_FULL:
+            why = "no space left on the disk" if number == errno.ENOSPC else os.strerror(number).lower()
+            raise OutputError(f"{where}: {why}; free some (nothing half is kept)") from error
+        refused = isinstance(error, OSError) and number in (errno.EACCES, errno.EPERM, errno.EROFS)
         if refused and str(getattr(error, "filename", "")).startswith(str(where)):
             raise OutputError(
                 f"{where}: cannot be written ({getattr(error, 'strerror', '')}); set XDG_CACHE_HOME"

@@ -127,6 +127,8 @@ def redo(
     if change.seed is None and change == Change():
         change = replace(change, seed=secrets.randbits(SEED_BITS))
     with transaction(conn):
+        if not pick.turn:
+            raise UsageError("turn 0 is the input: a redo makes a result again; `branch` starts from the input")
         job, turns = _ready(conn, pick)
         old = _by_number(turns)[pick.turn]
         made = {pick.turn: _append(conn, job, turns, replace(old, redo_of=pick.turn), change, "redo")}

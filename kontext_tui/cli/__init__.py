@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from kontext_tui.cli import about, compare, control, engine, export, jobs, quantize, review, run
+from kontext_tui.cli import about, compare, control, engine, export, jobs, quantize, review, run, tui
 
 app = typer.Typer(
     help="Edit photographs by sentences with FLUX.1 Kontext: queue them, run them overnight, look in the morning.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -30,14 +30,20 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
-    pass
+    if ctx.invoked_subcommand is None:
+        if tui.on_terminal():
+            tui.tui()
+        else:
+            typer.echo(ctx.get_help())
 
 
 for name, function in {
+    "tui": tui.tui,
     "run": run.run,
     "add": jobs.add,
     "work": run.work,

@@ -91,14 +91,12 @@ def export(
 
 def _check(path: Path, precision: str, *, json: bool, quiet: bool) -> None:
     """A graph from elsewhere: that it is a Kontext transformer's, and what it runs in."""
-    if not path.is_file():
-        raise UsageError(f"{path}: there is no such file")
     _need_onnx()
     from kontext_tui.cli.report import print_json
     from quant.lint import lint
-    from quant.onnx_export import check_interface
+    from quant.onnx_files import read_graph
 
-    check_interface(path)
+    read_graph(path).check(path, precision)
     report = lint(path, precision)
     if json:
         print_json({"path": str(path), **vars(report)})

@@ -81,10 +81,12 @@ def quantize(
 
 def write_folder(output: Path, build: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """Build beside `output` and rename; interrupted, nothing is left. Raises OutputError where it cannot be."""
+    import os
     import shutil
     import tempfile
 
-    from core.errors import OutputError
+    from core.edit.store import disk_error
+    from core.errors import KontextError, OutputError
 
     part: Path | None = None
     try:
@@ -94,8 +96,12 @@ def write_folder(output: Path, build: Callable[[Path], dict[str, Any]]) -> dict[
         part.chmod(0o755)
         part.rename(output)
         return facts
-    except OSError as error:
-        raise OutputError(f"{output} cannot be written: {error.strerror or error}") from None
+    except KontextError:
+        raise
+    except Exception as error:
+        if (number := disk_error(error)) is None:
+            raise
+        raise OutputError(f"{output} cannot be written: {os.strerror(number)}") from None
     finally:
         if part is not None:
             shutil.rmtree(part, ignore_errors=True)

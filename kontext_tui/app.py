@@ -1,0 +1,232 @@
+"""The app: what people leave open overnight. Modes, keys that hold everywhere, and the way to the queue.
+
+Nothing heavy is imported here, and torch never: pictures are edited by worker processes alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import signal
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
+
+from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+from textual.theme import Theme
+from textual.worker import WorkerFailed
+
+from core.errors import DatabaseError, KontextError
+from kontext_tui import settings as config
+from kontext_tui.feed import CALM_SECONDS, POLL_SECONDS, Changed, Feed
+from kontext_tui.settings import Settings
+from kontext_tui.text import safe_text
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+KONTEXT = Theme(
+    name="kontext",
+    primary="#7aa2f7",
+    secondary="#bb9af7",
+    accent="#e0af68",
+    foreground="#c8d0e0",
+    background="#14161c",
+    surface="#1a1d25",
+    panel="#232733",
+    success="#8fc77a",
+    warning="#e0af68",
+    error="#e8707a",
+    dark=True,
+    variables={"footer-key-foreground": "#e0af68", "block-cursor-text-style": "none"},
+)
+
+
+def _screen(module: str, name: str) -> Callable[[], Screen[Any]]:
+    """A screen that is imported when it is first gone to: the first paint does not wait for the others."""
+
+    def make() -> Screen[Any]:
+        screen: Screen[Any] = getattr(importlib.import_module(f"kontext_tui.screens.{module}"), name)()
+        return screen
+
+    return make
+
+
+class KontextApp(App[str]):
+    """The app over one queue. Its result is what to say once the terminal is the shell's again."""
+
+    TITLE = "kontext-tui"
+    CSS_PATH = "app.tcss"
+    MODES: ClassVar[dict[str, Any]] = {"queue": _screen("queue", "QueueScreen")}
+    LABELS: ClassVar[dict[str, str]] = {"queue": "Queue"}
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 - Textual's own type
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (30, "-high")]  # noqa: RUF012
+    COMMAND_PALETTE_BINDING = "ctrl+p"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q", "quit", "Quit", id="app.quit", tooltip="Leave; workers go on"),
+        Binding("question_mark,f1", "help", "Help", id="app.help", key_display="?", tooltip="Keys and words"),
+        *(
+            Binding(f"{number},f{number + 1}", f"mode('{mode}')", label, id=f"app.{mode}", show=False)
+            for number, (mode, label) in enumerate(LABELS.items(), start=1)
+        ),
+    ]
+
+    def __init__(self, database: Path, settings: Settings) -> None:
+        super().__init__()
+        self.database, self.settings = database, settings
+        self.feed = Feed(database)
+        self.state: dict[str, Any] = config.load_state(database)
+        """What is remembered until the next start, JSON-able; each screen has a key of its own."""
+        self._told = 0.0
+        self._refused = ""
+        self.register_theme(KONTEXT)
+        theme = settings.theme
+        if theme == "auto":
+            theme = "ansi-dark" if self.console.color_system == "standard" else KONTEXT.name
+        self.theme = theme
+        self.set_keymap(dict(settings.keys))
+
+    def on_mount(self) -> None:
+        mode = self.state.get("screen")
+        self.switch_mode(mode if mode in self.MODES else "queue")
+        self.set_interval(POLL_SECONDS, self._poll)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            try:
+                loop.add_signal_handler(number, self.exit)
+            except (RuntimeError, ValueError, NotImplementedError):  # not the main thread: a test, a browser
+                break
+
+    async def on_unmount(self) -> None:
+        self.remember()
+        await asyncio.to_thread(self.feed.close)
+
+    def remember(self) -> None:
+        """Keep the state for the next start."""
+        self.state["screen"] = self.current_mode
+        config.save_state(self.database, self.state)
+
+    # ------------------------------------------------------------ the queue
+
+    async def read(
+        self, query: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **named: P.kwargs
+    ) -> T:
+        """What `query(conn, *args)` returns, run in the reading thread.
+
+        Raises what it raises, SQLite's refusals as DatabaseError. A KontextError that nobody catches becomes a toast.
+        """
+        return await self.feed.read(query, *args, **named)
+
+    async def write(
+        self, command: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **named: P.kwargs
+    ) -> T:
+        """Run a short command in the writing thread, then tell the screens. Errors as with `read`."""
+        try:
+            return await self.feed.write(command, *args, **named)
+        finally:
+            self.call_later(self._poll, now=True)
+
+    async def _poll(self, now: bool = False) -> None:
+        """Tell the screens of the current mode that the queue changed; calmly, however fast it does."""
+        if not now and time.monotonic() - self._told < CALM_SECONDS:
+            return
+        try:
+            if await self.feed.changed() or now:
+                self._told = time.monotonic()
+                self._refused = ""
+                for screen in self.screen_stack:
+                    screen.post_message(Changed())
+        except DatabaseError as error:
+            if str(error) != self._refused:  # once, not four times a second
+                self._refused = str(error)
+                self._toast_error(error)
+
+    # ------------------------------------------------------------ errors
+
+    def _handle_exception(self, error: Exception) -> None:
+        """What a user can mend is a toast; everything else ends the app, as it should."""
+        cause = error.error if isinstance(error, WorkerFailed) else error
+        if isinstance(cause, KontextError):
+            self._toast_error(cause)
+        else:
+            super()._handle_exception(error)
+
+    def _toast_error(self, error: BaseException) -> None:
+        lines = str(error).splitlines() or [type(error).__name__]
+        self.toast("\n".join(safe_text(line, 300) for line in lines[:6]), "error")
+
+    def toast(self, text: str, severity: Any = "information", timeout: float | None = None) -> None:
+        """Say what happened. `text` is shown as it is: no markup."""
+        self.notify(text, severity=severity, timeout=timeout, markup=False)
+
+    # ------------------------------------------------------------ what holds everywhere
+
+    def action_mode(self, mode: str) -> None:
+        if mode != self.current_mode and not self.screen.is_modal:
+            self.switch_mode(mode)
+
+    def action_help(self) -> None:
+        from kontext_tui.screens.help import HelpScreen
+
+        if not isinstance(self.screen, HelpScreen):
+            self.push_screen(HelpScreen(self.screen))
+
+    async def action_quit(self) -> None:
+        """Leave. Workers are processes of their own: they go on, and it is said."""
+        from core.jobs.workers import live_workers
+
+        try:
+            workers = await asyncio.wait_for(self.feed.read(live_workers), timeout=1.0)
+        except (TimeoutError, KontextError):
+            workers = []
+        if workers:
+            where = ", ".join(worker.device for worker in workers)
+            self.exit(f"workers go on: {len(workers)} ({where})")
+        else:
+            self.exit()
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """The palette: the other screens, what the keys of this one do, themes."""
+        for mode, label in self.LABELS.items():
+            if mode != self.current_mode:
+                yield SystemCommand(label, f"Go to {label.lower()}", lambda mode=mode: self.action_mode(mode))
+        seen = set()
+        for active in screen.active_bindings.values():
+            binding = active.binding
+            if not binding.id or binding.id in seen or not active.enabled or binding.id.startswith("app."):
+                continue
+            seen.add(binding.id)
+            action = binding.action
+            yield SystemCommand(
+                binding.description,
+                active.tooltip or f"Key {self.get_key_display(binding)}",
+                lambda action=action, node=active.node: self.run_worker(self.run_action(action, node)),
+            )
+        yield SystemCommand("Help", "Keys and words of what is focused", self.action_help)
+        yield SystemCommand("Theme", "Change the colours until the app is closed", self.action_change_theme)
+        yield SystemCommand("Save a screenshot", "This screen as an SVG file", self.action_save_screenshot)
+        yield SystemCommand("Quit", "Leave; workers go on", self.action_quit)
+
+    def action_save_screenshot(self) -> None:
+        path = self.save_screenshot(path=str(Path.cwd()))
+        self.toast(f"saved {safe_text(path)}")
+
+
+def open_app(database: Path) -> str | None:
+    """Open the app on a queue; returns what to say when it is closed.
+
+    Raises what a person must mend before there is anything to show: a wrong configuration, a queue that is missing,
+    damaged or newer than this program.
+    """
+    from contextlib import closing
+
+    from core.jobs.database import connect
+
+    settings = config.load()
+    with closing(connect(database, create=False)):
+        pass
+    return KontextApp(database, settings).run()

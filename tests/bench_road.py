@@ -1,0 +1,180 @@
+"""The road at FLUX.1 Kontext [dev]'s full width with random weights: seconds, peak memory and bytes of every stage.
+
+    python tests/bench_road.py fp8 --double 1 --single 1 --samples 4 --tokens 1024     # a slice, on a processor
+    python tests/bench_road.py fp8                                                     # all 11.9 B, on an 80 GB GPU
+
+A slice says what the whole weighs: every block weighs the same, so bytes are counted a block and multiplied, exactly.
+Seconds are those of the slice. Random weights say nothing about pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from machine import machine
+
+WIDTHS = {
+    "patch_size": 1, "in_channels": 64, "attention_head_dim": 128, "num_attention_heads": 24,
+    "pooled_projection_dim": 768, "joint_attention_dim": 4096, "guidance_embeds": True,
+    "axes_dims_rope": (16, 56, 56),
+}  # fmt: skip
+DOUBLE, SINGLE = 19, 38
+TEXT_TOKENS = 512
+
+
+def make_transformer(double: int, single: int, device: Any) -> Any:
+    """diffusers' own class in BF16; linears N(0, 1/in), so that activations keep their size through the blocks."""
+    import torch
+    from diffusers import FluxTransformer2DModel
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device(device):
+        model = FluxTransformer2DModel(num_layers=double, num_single_layers=single, **WIDTHS)
+    torch.set_default_dtype(before)
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=module.in_features**-0.5)
+    return model.eval().requires_grad_(False)
+
+
+def make_samples(count: int, tokens: int, device: Any) -> list[Any]:
+    """Random latents, context and text of kontext-dev's shapes; half of the tokens are the conditioning image's."""
+    import torch
+
+    from core.edit import sampling
+    from core.edit.sampling import Conditioning
+    from quant.calibration import Sample
+
+    def random(*shape: int) -> Any:
+        return torch.randn(*shape, device=device, dtype=torch.bfloat16)
+
+    side = int((tokens // 2) ** 0.5)
+    like = random(1)
+    ids = [sampling.token_ids(2 * side, 2 * side, context=context, like=like) for context in (False, True)]
+    text_ids = torch.zeros(TEXT_TOKENS, 3, device=device, dtype=torch.bfloat16)
+    made = []
+    for index in range(count):
+        conditioning = Conditioning(
+            random(1, side * side, 64), random(1, TEXT_TOKENS, 4096), random(1, 768),
+            torch.cat(ids), text_ids, torch.full((1,), 2.5, device=device),
+        )  # fmt: skip
+        sigma = torch.full((1,), 1000 * (index + 1) / count, device=device, dtype=torch.bfloat16)
+        made.append(Sample(conditioning, random(1, side * side, 64), sigma))
+    return made
+
+
+@contextmanager
+def stage(report: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    facts: dict[str, Any] = {}
+    start = time.perf_counter()
+    yield facts
+    facts["seconds"] = round(time.perf_counter() - start, 1)
+    facts["peak_ram_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
+    if torch.cuda.is_available():
+        facts["peak_vram_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    report[name] = facts
+    print(f"{name}: {facts}", file=sys.stderr, flush=True)
+
+
+def bytes_of_whole(folder: Path, double: int, single: int) -> int:
+    """What the checkpoint's tensors would weigh with all 19 double and 38 single blocks."""
+    total: Counter[str] = Counter()
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as opened:
+            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                begin, end = tensor["data_offsets"]
+                total[name.split(".")[0]] += end - begin
+    blocks = {"transformer_blocks": DOUBLE / max(double, 1), "single_transformer_blocks": SINGLE / max(single, 1)}
+    return round(sum(count * blocks.get(name, 1) for name, count in total.items()))
+
+
+def bench(precision: str, double: int, single: int, samples: int, tokens: int, gpus: list[str]) -> dict[str, Any]:
+    import torch
+
+    from core.edit.loading import pick_device
+    from quant import engine, lint, onnx_export
+    from quant.quantize import export, inject
+    from quant.recipes import RECIPES
+    from quant.refine import refine
+
+    device = pick_device("auto")
+    report: dict[str, Any] = {
+        **machine("torch", "nvidia-modelopt", "tensorrt-rtx-cu13-libs", "onnx"),
+        "precision": precision,
+    }
+    report |= {"blocks": f"{double} + {single}", "samples": samples, "tokens": f"{tokens} + {TEXT_TOKENS}"}
+    report["gpu"] = torch.cuda.get_device_name() if device.type == "cuda" else "none"
+
+    def tell(what: str, done: int, total: int) -> None:
+        print(f"\r{what} {done}/{total}   ", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory() as name, torch.inference_mode():
+        checkpoint, graph, built = (Path(name) / part for part in ("checkpoint", "onnx", "engine"))
+        with stage(report, "load") as facts:
+            model = make_transformer(double, single, device)
+            facts["parameters"] = sum(p.numel() for p in model.parameters())
+        if precision != "bf16":
+            recipe, inputs = RECIPES[precision], make_samples(samples, tokens, device)
+            with stage(report, "inject and measure"):
+                inject(model, recipe, inputs, tell)
+            with stage(report, "refine"):
+                refine(model, recipe, inputs, tell)
+            del inputs
+        with stage(report, "write the checkpoint") as facts:
+            checkpoint.mkdir()
+            if precision == "bf16":
+                model.save_pretrained(checkpoint)
+            else:
+                export(model, recipe, checkpoint, {"model": "random", "calibration": {}}, tell)
+            facts["bytes"] = sum(f.stat().st_size for f in checkpoint.glob("*.safetensors"))
+            facts["bytes of the whole"] = bytes_of_whole(checkpoint, double, single)
+        del model
+        with stage(report, "export ONNX") as facts:
+            facts["bytes"] = onnx_export.export(checkpoint, graph, precision, TEXT_TOKENS)["data_bytes"]
+        with stage(report, "lint") as facts:
+            read = lint.lint(graph / "model.onnx", precision, checkpoint)
+            facts |= {"problems": read.problems, "gemms": read.gemms, "bmms": read.bmms}
+        for gpu in gpus:
+            with stage(report, f"engine for {gpu}") as facts:
+                built.mkdir(exist_ok=True)
+                profile = engine.Profile(8084, 8192, 8300, TEXT_TOKENS)
+                made = engine.build(graph / "model.onnx", built, precision=precision, profile=profile, gpu=gpu)
+                facts["bytes"] = made["engine_bytes"]
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("precision", choices=("bf16", "fp8", "fp4", "fp4-svd"))
+    parser.add_argument("--double", type=int, default=DOUBLE)
+    parser.add_argument("--single", type=int, default=SINGLE)
+    parser.add_argument("--samples", type=int, default=96)
+    parser.add_argument("--tokens", type=int, default=8192, help="image and context tokens of a sample")
+    parser.add_argument("--gpu", action="append", help="build an engine for it; may be repeated (default sm120)")
+    asked = parser.parse_args()
+    report = bench(
+        asked.precision, asked.double, asked.single, asked.samples, asked.tokens, asked.gpu or ["sm120"]
+    )  # fmt: skip
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

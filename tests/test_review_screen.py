@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 from conftest import make_pictures, rows
@@ -14,19 +15,19 @@ from PIL import Image
 from test_queue import enqueue
 from test_worker import Place
 from textual import events
-from textual.app import App
 from textual.pilot import Pilot
 from textual.widgets import Button, Input, Static, TextArea
 
 from core.jobs import results, review
-from core.jobs.database import connect
 from core.jobs.exports import RECORD
 from core.jobs.records import get_job, get_turns
 from core.jobs.results import Pick
 from core.jobs.review import Change
+from kontext_tui.app import KontextApp
 from kontext_tui.graphics import Graphics
 from kontext_tui.screens.prompts import ConfirmDialog, LineDialog, PromptDialog
 from kontext_tui.screens.review import ReviewScreen
+from kontext_tui.settings import Settings
 from kontext_tui.widgets.compare import ComparePanes
 from kontext_tui.widgets.picture import HalfBlocks, PictureFrame
 from kontext_tui.widgets.turn_strip import Tile
@@ -34,34 +35,11 @@ from kontext_tui.widgets.turn_strip import Tile
 TURNS = ["make it night", "add fog", {"prompt": "make it warmer", "from": 1}]
 
 
-class Host(App[None]):
-    """As much of an app as the screen needs: reads and writes in threads, each with a connection of its own."""
-
-    def __init__(self, database: Path, graphics: Graphics) -> None:
-        super().__init__()
-        self.database, self.review = database, ReviewScreen(graphics)
-
-    def get_default_screen(self) -> ReviewScreen:
-        return self.review
-
-    async def read(self, function, *arguments):
-        return await asyncio.to_thread(self._call, function, *arguments)
-
-    write = read
-
-    def _call(self, function, *arguments):
-        conn = connect(self.database)
-        try:
-            return function(conn, *arguments)
-        finally:
-            conn.close()
-
-
 class Driver:
     """Keys in, and what is on the screen out."""
 
-    def __init__(self, app: Host, pilot: Pilot[None]) -> None:
-        self.app, self.pilot, self.screen = app, pilot, app.review
+    def __init__(self, app: KontextApp, pilot: Pilot[str]) -> None:
+        self.app, self.pilot, self.screen = app, pilot, cast(ReviewScreen, app.screen)
 
     async def until(self, condition: Callable[[], object], seconds: float = 15) -> None:
         end = time.monotonic() + seconds
@@ -115,8 +93,10 @@ def drive(
     graphics: Graphics | None = None,
 ) -> None:
     async def main() -> None:
-        app = Host(place.database, graphics or Graphics())
+        app = KontextApp(place.database, Settings(theme="kontext"), graphics)
+        app.state["screen"] = "review"
         async with app.run_test(size=size, notifications=True) as pilot:
+            await pilot.pause()
             await script(Driver(app, pilot))
 
     asyncio.run(asyncio.wait_for(main(), 90))
@@ -375,10 +355,7 @@ def test_a_redo_waits_beside_the_old_picture_and_comes_in_when_it_is_made(done):
         await d.press("a", "x")
         assert decisions(done) == {}, "there is nothing to decide about yet"
         worker = done.start()
-        while worker.poll() is None:
-            d.screen.queue_changed()
-            await asyncio.sleep(0.05)
-        d.screen.queue_changed()
+        await asyncio.to_thread(worker.wait, 60)
         await d.until(lambda: "1.4 is done: the redo of turn 1" in d.toasts())
         await d.until(lambda: d.screen.query_one("#after", PictureFrame).shot.image is not None)
         assert await d.drawn("before") != await d.drawn("after")
@@ -542,10 +519,8 @@ def test_an_empty_queue_says_so_and_fills(tmp_path):
         make_pictures(tmp_path / "photos", 1)
         enqueue(place.conn, tmp_path, seed=1)
         assert await asyncio.to_thread(place.start().wait, 60) == 0
-        d.screen.queue_changed()
         await d.at(Pick(1, 1))
         place.conn.execute("DELETE FROM jobs")  # forgotten by another process
-        d.screen.queue_changed()
         await d.until(lambda: "No finished turn yet" in d.text())
 
     drive(place, script)
@@ -569,8 +544,6 @@ def test_what_others_decide_is_seen(done):
     async def script(d: Driver) -> None:
         await d.at(Pick(1, 1))
         review.decide(done.conn, [Pick(1, 1)], "rejected")
-        d.screen._totals_at = 0
-        d.screen.queue_changed()
         await d.until(lambda: "✘ rejected" in d.text() and "5 undecided" in d.text())
         assert results.tally(done.conn).rejected == 1
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from core.errors import KontextError
 from core.jobs import exports, results, review
+from core.jobs.database import connect
 from core.jobs.results import Decision, Scope
 from kontext_tui import review_write
 from kontext_tui.desktop import open_file
-from kontext_tui.graphics import Graphics
 from kontext_tui.review_write import Step
 from kontext_tui.screens import review_keys
 from kontext_tui.screens.prompts import Asked, ConfirmDialog, LineDialog, PromptDialog
@@ -27,8 +30,8 @@ class ReviewScreen(WalkScreen):
     HELP = review_keys.HELP
     BINDINGS = review_keys.BINDINGS
 
-    def __init__(self, graphics: Graphics | None = None) -> None:
-        super().__init__(graphics)
+    def __init__(self) -> None:
+        super().__init__()
         self.undo_steps: list[Step] = []
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -44,7 +47,7 @@ class ReviewScreen(WalkScreen):
         if self.pick is None or self.pick != self.shown or turn is None or after is None:
             return
         if decision == "accepted" and (after.image is None or after.sha256 != turn.output_sha256):
-            self.notify(
+            self.home.toast(
                 "this picture cannot be accepted: it is gone or changed; r makes it again", severity="warning"
             )
             return
@@ -69,7 +72,7 @@ class ReviewScreen(WalkScreen):
         scope = self.scope
         tally = await self._read(results.tally, Scope("undecided", scope.name))
         if tally is None or not tally.undecided:
-            self.notify("nothing that is shown is undecided")
+            self.home.toast("nothing that is shown is undecided")
             return
         named = f" of pictures with “{safe_text(scope.name, 30)}” in their name" if scope.name else ""
         text = f"Accept {tally.undecided:,} undecided results{named}, looked at or not?"
@@ -114,10 +117,11 @@ class ReviewScreen(WalkScreen):
             self.run_worker(partial(self._undo, self.undo_steps.pop()), group="write")
 
     async def _undo(self, step: Step) -> None:
-        said = await self._call(self.home.write, review_write.undo, step)
-        if said is not None:
+        try:
+            self.home.toast(await self.home.write(review_write.undo, step))
             self.said = ""
-            self.notify(said, markup=False)
+        except KontextError as error:
+            self._refused(error)
         self.refresh_bindings()
         self.go(step.pick)
 
@@ -126,14 +130,18 @@ class ReviewScreen(WalkScreen):
 
     async def _written(self, function: Callable[..., Step | None], arguments: tuple[Any, ...], then: Any) -> None:
         """Do a step, remember how to take it back, and go on: `then` is told where it was done."""
-        step = await self._call(self.home.write, function, *arguments)
+        try:
+            step = await self.home.write(function, *arguments)
+        except KontextError as error:
+            self._refused(error)
+            step = None
         if step is None:
             self.go(self.pick)
             return
         self.undo_steps = [*self.undo_steps, step][-UNDO_DEPTH:]
         self.said = step.said
         if step.added or len(step.before) > 1:
-            self.notify(f"{step.said}; u takes it back", markup=False)
+            self.home.toast(f"{step.said}; u takes it back")
         if then is not None:
             await then(step.pick)
         else:
@@ -147,7 +155,7 @@ class ReviewScreen(WalkScreen):
         pair = self.panes.pair
         shot = pair.before if self.panes.showing_before and pair.before is not None else pair.after
         if problem := open_file(shot.path):
-            self.notify(f"{safe_text(shot.path, 300)}: {problem}", severity="warning", markup=False)
+            self.home.toast(f"{safe_text(shot.path, 300)}: {problem}", "warning")
 
     def action_export(self) -> None:
         self.run_worker(self._ask_export, group="walk", exclusive=True)
@@ -155,7 +163,7 @@ class ReviewScreen(WalkScreen):
     async def _ask_export(self) -> None:
         tally = await self._read(results.tally)
         if tally is None or not tally.accepted:
-            self.notify("nothing has been accepted yet", severity="warning")
+            self.home.toast("nothing has been accepted yet", "warning")
             return
 
         def chosen(folder: str | None) -> None:
@@ -167,13 +175,21 @@ class ReviewScreen(WalkScreen):
         self.app.push_screen(dialog, chosen)
 
     async def _export(self, folder: Path) -> None:
-        done = await self._call(self.home.write, exports.export, folder)
-        if done is None:
+        try:
+            done = await asyncio.to_thread(_export, self.home.database, folder)
+        except KontextError as error:
+            self._refused(error)
             return
         copied, there = (sum(each.outcome == word for each in done) for word in ("copied", "there"))
         lost = [str(each.pick) for each in done if each.outcome in ("missing", "changed")]
         text = f"{copied:,} copied to {safe_text(str(folder), 200)}" + (f", {there:,} there already" if there else "")
         if lost:
             text += f"; gone or changed since they were accepted: {', '.join(lost[:10])}"
-        self.notify(text, severity="warning" if lost else "information", markup=False)
+        self.home.toast(text, "warning" if lost else "information")
         self.go(self.pick)
+
+
+def _export(database: Path, folder: Path) -> list[exports.Exported]:
+    """Copying takes its time: through a connection of its own, so that decisions need not wait for it."""
+    with closing(connect(database, create=False)) as conn:
+        return exports.export(conn, folder)

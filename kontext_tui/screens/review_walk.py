@@ -19,7 +19,7 @@ from core.errors import KontextError
 from core.jobs import results
 from core.jobs.records import Turn
 from core.jobs.results import Pick, Scope, Which
-from kontext_tui.graphics import Graphics
+from kontext_tui.feed import Changed
 from kontext_tui.pictures import Album, Shot, View
 from kontext_tui.review_state import (
     Base,
@@ -41,15 +41,14 @@ from kontext_tui.review_state import (
 from kontext_tui.screens.prompts import LineDialog
 from kontext_tui.text import safe_text
 from kontext_tui.widgets.compare import ComparePanes, Pair
+from kontext_tui.widgets.topbar import TopBar
 from kontext_tui.widgets.turn_strip import TurnStrip
 
 if TYPE_CHECKING:
     from kontext_tui.app import KontextApp
 
-TOTALS_SECONDS = 5.0
-"""How old the totals of a queue at work may be: with 100,000 jobs they are the one read that takes long."""
 REST_SECONDS = 0.15
-"""How long nobody walks on before they are counted."""
+"""How long nobody walks on before the totals are counted, the one read that may take long."""
 NOTHING = "No finished turn yet. Queue a folder, and look again when a worker has run."
 FILTERED = "No result is shown: f and / set what is, esc shows all."
 WHICH: tuple[Which | None, ...] = (None, "undecided", "accepted", "rejected")
@@ -69,9 +68,8 @@ class WalkScreen(Screen[None]):
     THUMBNAILS_FROM: ClassVar[tuple[int, int]] = (100, 32)
     """Columns and rows from which on the strip has small pictures."""
 
-    def __init__(self, graphics: Graphics | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.graphics = graphics or Graphics()
         self.album = Album()
         self.scope = results.ALL
         self.pick: Pick | None = None
@@ -85,7 +83,7 @@ class WalkScreen(Screen[None]):
         self.totals: Totals | None = None
         self._due = True
         """Something that was asked for has not been shown yet; news must not overtake it."""
-        self._totals_at = 0.0
+        self._stale, self._count_again_at = True, 0.0
 
     @property
     def home(self) -> KontextApp:
@@ -101,9 +99,11 @@ class WalkScreen(Screen[None]):
         return self.data.turn(self.pick.turn) if self.data is not None and self.pick is not None else None
 
     def compose(self) -> ComposeResult:
+        graphics = self.home.graphics
+        yield TopBar()
         yield Static(id="heading", markup=False)
-        yield ComparePanes(self.graphics)
-        yield TurnStrip(self.album, cell=self.graphics.cell)
+        yield ComparePanes(graphics)
+        yield TurnStrip(self.album, cell=graphics.cell)
         yield Static(id="words", markup=False)
         yield Static(NOTHING, id="nothing", markup=False)
         yield Footer()
@@ -121,8 +121,10 @@ class WalkScreen(Screen[None]):
     def on_unmount(self) -> None:
         self.album.close()
 
-    def queue_changed(self) -> None:
+    @on(Changed)
+    def _changed(self) -> None:
         """The queue has been written to: bring what is shown up to date."""
+        self._stale = True
         if self.is_current:
             self.go(self.pick, fresh=False, only_news=True)
 
@@ -134,7 +136,7 @@ class WalkScreen(Screen[None]):
         if found := await self._read(pick_in, job_id):
             self.go(found)
         else:
-            self.notify(f"job {job_id} has no finished turn yet", severity="warning")
+            self.home.toast(f"job {job_id} has no finished turn yet", "warning")
 
     def go(self, pick: Pick | None, *, fresh: bool = True, only_news: bool = False) -> None:
         """Look at a result; without one, at where the review begins.
@@ -143,7 +145,7 @@ class WalkScreen(Screen[None]):
         """
         self.pick = pick
         if fresh:
-            self._totals_at = 0.0
+            self._stale, self._count_again_at = True, 0.0
         self._due = self._due or not only_news
         self.run_worker(partial(self._go, pick), group="go", exclusive=True)
 
@@ -181,20 +183,22 @@ class WalkScreen(Screen[None]):
         await self._look(pick, data, anew)
         for turn in arrived:
             what = f"the redo of turn {turn.redo_of}" if turn.redo_of else "the branch"
-            self.notify(f"{pick.job_id}.{turn.turn} is done: {what}", markup=False)
+            self.home.toast(f"{pick.job_id}.{turn.turn} is done: {what}")
 
     async def _load(self, pick: Pick) -> JobView | None:
         data = cast("JobView | None", await self._read(load_job, pick.job_id, quiet=True))
         return data if data is not None and (pick.turn == 0 or data.turn(pick.turn)) else None
 
     async def _count(self, pick: Pick) -> None:
-        """Count the totals once walking has come to rest, and no more often than they may change."""
+        """Count the totals once walking has come to rest; while others change them, for 2 % of the time at most."""
         known = self.totals is not None and (self.totals.job_id, self.totals.scope) == (pick.job_id, self.scope)
-        if known and time.monotonic() - self._totals_at < TOTALS_SECONDS:
+        if known and not self._stale:
             return
-        await asyncio.sleep(REST_SECONDS)
-        self.totals = cast(Totals, await self._read(load_totals, pick.job_id, self.scope, quiet=True))
-        self._totals_at = time.monotonic()
+        await asyncio.sleep(max(REST_SECONDS, self._count_again_at - time.monotonic() if known else 0.0))
+        began = time.monotonic()
+        self._stale = False
+        self.totals = cast("Totals | None", await self._read(load_totals, pick.job_id, self.scope, quiet=True))
+        self._count_again_at = time.monotonic() + 50 * (time.monotonic() - began)
         self._say()
 
     def _arrived(self, data: JobView) -> list[Turn]:
@@ -279,11 +283,13 @@ class WalkScreen(Screen[None]):
         at = choices.index(self.base) + 1 if self.base in choices else 1
         self.base = choices[at % len(choices)]
         if len(choices) == 1:
-            self.notify("this turn was made from the input, and is no redo: there is nothing else to compare with")
+            self.home.toast(
+                "this turn was made from the input, and is no redo: there is nothing else to compare with"
+            )
         self.go(self.pick, fresh=False)
 
     def action_back(self) -> None:
-        """Out of the zoom, the A/B or the difference, then out of the filter, then to the queue."""
+        """Out of the zoom, the A/B or the difference, then out of the filter."""
         if self.panes.back():
             return
         if self.base != "source":
@@ -291,8 +297,6 @@ class WalkScreen(Screen[None]):
             self.go(self.pick, fresh=False)
         elif self.scope != results.ALL:
             self._show_only(results.ALL)
-        elif "queue" in self.app.MODES:
-            self.app.switch_mode("queue")
 
     # ------------------------------------------------------------ walking
 
@@ -320,7 +324,7 @@ class WalkScreen(Screen[None]):
         if self.pick is not None:
             found = await self._read(step_job, self.pick.job_id, step, self.scope)
             if found is None:
-                self.notify("this is the last job" if step > 0 else "this is the first job", timeout=2)
+                self.home.toast("this is the last job" if step > 0 else "this is the first job", timeout=2)
             else:
                 self.go(found)
 
@@ -334,7 +338,7 @@ class WalkScreen(Screen[None]):
     async def _go_undecided(self, after: Pick | None) -> None:
         found = await self._read(results.next_undecided, after, name=self.scope.name)
         if found is None:
-            self.notify("everything here is decided; E exports what was accepted")
+            self.home.toast("everything here is decided; E exports what was accepted")
         self.go(found or after)
 
     @on(TurnStrip.Chosen)
@@ -361,17 +365,14 @@ class WalkScreen(Screen[None]):
 
     # ------------------------------------------------------------ the queue
 
-    async def _read(self, function: Callable[..., Any], *arguments: Any, quiet: bool = False, **named: Any) -> Any:
-        def call(conn: Any, *given: Any) -> Any:
-            return function(conn, *given, **named)
-
-        return await self._call(self.home.read, call, *arguments, quiet=quiet)
-
-    async def _call(self, door: Callable[..., Any], *arguments: Any, quiet: bool = False) -> Any:
-        """Read or write; what the queue refuses is said. None where it did."""
+    async def _read(self, query: Callable[..., Any], *arguments: Any, quiet: bool = False, **named: Any) -> Any:
+        """What the queue holds; None where it refuses, which is said unless `quiet`."""
         try:
-            return await door(*arguments)
+            return await self.home.read(query, *arguments, **named)
         except KontextError as error:
             if not quiet:
-                self.notify(safe_text(str(error), 400), severity="error", markup=False)
+                self._refused(error)
             return None
+
+    def _refused(self, error: KontextError) -> None:
+        self.home.toast(safe_text(str(error), 400), "error")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from textual import on
 from textual.app import ComposeResult
+from textual.css.query import NoMatches
 from textual.screen import Screen
 from textual.widgets import Footer, Static
 
@@ -81,6 +82,7 @@ class WalkScreen(Screen[None]):
         self.base: Base = "source"
         self.said = ""
         self.totals: Totals | None = None
+        self._ready = False
         self._due = True
         """Something that was asked for has not been shown yet; news must not overtake it."""
         self._stale, self._count_again_at = True, 0.0
@@ -109,6 +111,10 @@ class WalkScreen(Screen[None]):
         yield Footer()
 
     # ------------------------------------------------------------ what is looked at
+
+    def on_mount(self) -> None:
+        self._ready = True
+        self.go(self.pick)
 
     def on_screen_resume(self) -> None:
         self.go(self.pick)
@@ -144,12 +150,22 @@ class WalkScreen(Screen[None]):
         fresh: what is decided has changed. only_news: leave the screen alone where the job is as it was.
         """
         self.pick = pick
+        if not self._ready:  # resumed or resized before there are widgets
+            return
         if fresh:
             self._stale, self._count_again_at = True, 0.0
         self._due = self._due or not only_news
         self.run_worker(partial(self._go, pick), group="go", exclusive=True)
 
     async def _go(self, pick: Pick | None) -> None:
+        try:
+            await self._went(pick)
+        except NoMatches:
+            if self.query(Footer):
+                raise
+            # else the screen is being taken down, its widgets before itself
+
+    async def _went(self, pick: Pick | None) -> None:
         data = await self._load(pick) if pick is not None else None
         if data is None:  # nothing yet, or forgotten by `prune`
             pick = await self._read(first_pick, self.scope)
@@ -179,7 +195,7 @@ class WalkScreen(Screen[None]):
         self.pick, self.data = pick, data
         self._say()
         self.refresh_bindings()
-        await self.query_one(TurnStrip).show(data.turns, pick.turn, data.job.input_path)
+        self.query_one(TurnStrip).show(data.turns, pick.turn, data.job.input_path)
         await self._look(pick, data, anew)
         for turn in arrived:
             what = f"the redo of turn {turn.redo_of}" if turn.redo_of else "the branch"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import zip_longest
 
 from textual import events
 from textual.app import ComposeResult
@@ -19,6 +20,7 @@ from kontext_tui.review_state import COLOURS, in_order, mark
 from kontext_tui.text import safe_text
 from kontext_tui.widgets.picture import HalfBlocks, half_blocks
 
+Key = tuple[str, str | None]
 THUMBNAIL = (14, 4)
 """Columns and rows of a small picture."""
 
@@ -26,14 +28,16 @@ THUMBNAIL = (14, 4)
 class Tile(Vertical):
     """One turn: a small picture, its number and mark, where it comes from, its prompt."""
 
-    def __init__(self, turn: int) -> None:
-        super().__init__(id=f"turn-{turn}")
-        self.turn = turn
-        self.thumbnail_of: tuple[object, ...] | None = None
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = 0
+        self.shows: Key | None = None
+        """Path and hash of what the small picture is of."""
+        self.small, self.label = HalfBlocks(), Static(classes="label", markup=False)
 
     def compose(self) -> ComposeResult:
-        yield HalfBlocks()
-        yield Static(classes="label", markup=False)
+        yield self.small
+        yield self.label
 
     def on_click(self, event: events.Click) -> None:
         event.stop()
@@ -65,35 +69,43 @@ class TurnStrip(HorizontalScroll, can_focus=False):
         super().__init__(id=id)
         self.album, self.cell = album, cell
 
-    async def show(self, turns: Sequence[Turn], chosen: int, input_path: str) -> None:
-        """Bring the tiles up to date; those that stay are not made again."""
-        ordered = in_order(turns)
-        numbers = [0, *(turn.turn for turn in ordered)]
-        if [tile.turn for tile in self.query(Tile)] != numbers:
-            await self.remove_children()
-            await self.mount_all([Tile(number) for number in numbers])
+    def show(self, turns: Sequence[Turn], chosen: int, input_path: str) -> None:
+        """Bring the tiles up to date. Tiles are never taken away: one that is not needed hides."""
+        ordered: list[Turn | None] = [None, *in_order(turns)]
+        tiles = list(self.query(Tile))
+        if added := [Tile() for _ in ordered[len(tiles) :]]:
+            self.mount_all(added)
+            tiles += added
+        paths: list[Key | None] = []
         previous = 0
-        for tile, turn in zip(self.query(Tile), [None, *ordered], strict=True):
-            tile.set_class(tile.turn == chosen, "-chosen")
-            tile.query_one(".label", Static).update(_label(turn, previous))
-            previous = tile.turn
-            if tile.turn == chosen:
-                tile.scroll_visible(animate=False)
-        paths = {0: (input_path, None)} | {
-            turn.turn: (turn.output_path, turn.output_sha256) for turn in ordered if turn.state == "done"
-        }
-        if self.has_class("-thumbnails"):
-            self.run_worker(partial(self._fill, paths), group="thumbnails", exclusive=True, exit_on_error=False)
-
-    async def _fill(self, paths: dict[int, tuple[str, str | None]]) -> None:
-        for tile in list(self.query(Tile)):
-            key = paths.get(tile.turn)
-            if key is None or key == tile.thumbnail_of:
+        for tile, turn in zip_longest(tiles, ordered):
+            tile.display = turn is not None or tile is tiles[0]
+            if not tile.display:
                 continue
-            shot = await self.album.thumbnail(*key)
-            if tile.is_mounted:
-                tile.thumbnail_of = key
-                tile.query_one(HalfBlocks).draw([] if shot.image is None else _thumbnail(shot, self.cell))
+            tile.turn = turn.turn if turn is not None else 0
+            tile.set_class(tile.turn == chosen, "-chosen")
+            tile.label.update(_label(turn, previous))
+            previous = tile.turn
+            if turn is None:
+                paths.append((input_path, None))
+            else:
+                paths.append((turn.output_path, turn.output_sha256) if turn.state == "done" else None)
+            if tile.turn == chosen:
+                self.call_after_refresh(tile.scroll_visible, animate=False)
+        if self.has_class("-thumbnails"):
+            fill = partial(self._fill, list(zip(tiles, paths, strict=False)))
+            self.run_worker(fill, group="thumbnails", exclusive=True)
+
+    async def _fill(self, wanted: list[tuple[Tile, Key | None]]) -> None:
+        stale = [(tile, key) for tile, key in wanted if tile.shows != key]
+        for tile, _ in stale:
+            tile.shows = None
+            tile.small.draw([])
+        for tile, key in stale:
+            if key is not None:
+                shot = await self.album.thumbnail(*key)
+                tile.shows = key
+                tile.small.draw([] if shot.image is None else _thumbnail(shot, self.cell))
 
 
 def _thumbnail(shot: Shot, cell: tuple[int, int]) -> list[Strip]:

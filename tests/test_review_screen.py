@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from conftest import make_pictures, rows
@@ -15,7 +15,9 @@ from PIL import Image
 from test_queue import enqueue
 from test_worker import Place
 from textual import events
+from textual.keys import _character_to_key
 from textual.pilot import Pilot
+from textual.screen import Screen
 from textual.widgets import Button, Input, Static, TextArea
 
 from core.jobs import results, review
@@ -52,8 +54,10 @@ class Driver:
 
     async def press(self, *keys: str) -> None:
         """Not `pilot.press`: that waits for every widget, and half a minute for one that is taken away meanwhile."""
-        await self.app._press_keys(keys)
-        await asyncio.sleep(0.05)
+        for key in keys:
+            character = key if len(key) == 1 else {"space": " ", "slash": "/", "plus": "+", "minus": "-"}.get(key)
+            self.app.post_message(events.Key(_character_to_key(key) if len(key) == 1 else key, character))
+        await asyncio.sleep(0.1)
 
     async def drawn(self, frame: str = "after") -> list[str]:
         """The rows of a picture, once it is there."""
@@ -65,6 +69,15 @@ class Driver:
     def text(self) -> str:
         strips = self.app.screen._compositor.render_strips()
         return "\n".join(strip.text for strip in strips)
+
+    async def says(self, *parts: str) -> None:
+        for part in parts:
+            await self.until(lambda part=part: part in self.text())
+
+    async def dialog(self, kind: type[Screen[Any]]) -> Screen[Any]:
+        await self.until(lambda: isinstance(self.app.screen, kind) and self.app.screen.query(Button))
+        await asyncio.sleep(0.05)
+        return self.app.screen
 
     def tiles(self) -> list[Tile]:
         return [tile for tile in self.screen.query(Tile) if tile.display]
@@ -123,7 +136,7 @@ def test_before_and_after_stand_side_by_side_with_their_facts(done):
         assert "before: the input" in text
         await d.press("l")
         await d.at(Pick(1, 2))
-        assert "before: turn 1" in d.text()
+        await d.says("before: turn 1")
 
     drive(done, script)
 
@@ -158,10 +171,10 @@ def test_flip_shows_before_and_after_in_the_same_place(done):
         await d.press("space")
         await d.until(lambda: d.screen.panes.has_class("-single"))
         wide = await d.drawn("after")
-        assert "A · before: the input" in d.text()
+        await d.says("A · before: the input")
         await d.press("space")
         await asyncio.sleep(0.2)
-        assert "B · • after: turn 1" in d.text()
+        await d.says("B · • after: turn 1")
         assert await d.drawn("after") != wide
         await d.press("escape")
         await asyncio.sleep(0.2)
@@ -175,11 +188,11 @@ def test_the_difference_zoom_and_pan(done):
         await d.at(Pick(1, 1))
         after = await d.drawn()
         await d.press("d")
-        await d.until(lambda: "changes are orange" in d.text())
+        await d.says("changes are orange")
         changes = d.screen.query_one("#after", PictureFrame).shot.image
         assert changes.getpixel((20, 10))[0] > changes.getpixel((20, 10))[2], "orange"
         await d.press("d", "plus", "plus")
-        await d.until(lambda: "2.2×" in d.text())
+        await d.says("2.2×")
         assert await d.drawn() != after
         view = d.screen.panes.view
         await d.press("right", "up")
@@ -231,7 +244,9 @@ def test_the_input_stands_alone_and_a_branch_may_start_there(done):
         await d.press("a", "r", "e")
         assert decisions(done) == {}
         assert len(get_turns(done.conn, 1)) == 3
-        await d.press("b", *"add snow", "enter")
+        await d.press("b")
+        await d.dialog(PromptDialog)
+        await d.press(*"add snow", "enter")
         await d.until(lambda: len(get_turns(done.conn, 1)) == 4)
         turn = get_turns(done.conn, 1)[3]
         assert (turn.from_turn, turn.prompt, turn.redo_of) == (0, "add snow", None)
@@ -247,7 +262,7 @@ def test_a_morning_of_decisions_is_stored_and_undone_step_by_step(done):
         await d.at(Pick(1, 1))
         await d.press("a")
         await d.at(Pick(1, 2))
-        assert "1.1 accepted, u undoes" in d.text()
+        await d.says("1.1 accepted, u undoes")
         await d.press("x")
         await d.at(Pick(1, 3))
         assert decisions(done) == {"1.1": "accepted", "1.2": "rejected"}
@@ -270,10 +285,10 @@ def test_a_morning_of_decisions_is_stored_and_undone_step_by_step(done):
 
     async def again(d: Driver) -> None:
         await d.at(Pick(1, 1))
-        await d.until(lambda: "5 undecided" in d.text())
+        await d.says("5 undecided")
         await d.press("G", "l")
         await d.at(Pick(2, 2))
-        assert "✔ accepted" in d.text()
+        await d.says("✔ accepted")
 
     drive(done, again)
 
@@ -301,25 +316,27 @@ def test_a_job_and_all_that_is_shown_are_decided_at_once(done):
         await d.press("u")
         await d.at(Pick(1, 2))
         assert decisions(done) == {"1.1": "rejected"}
-        await d.press("slash", *"ture-1", "enter")
+        await d.press("slash")
+        await d.dialog(LineDialog)
+        await d.press(*"ture-1", "enter")
         await d.at(Pick(2, 1))
-        assert "/ture-1" in d.text()
+        await d.says("/ture-1")
         await d.press("S")
-        await d.until(lambda: isinstance(d.app.screen, ConfirmDialog))
-        assert "Accept 3 undecided results" in d.text()
+        await d.dialog(ConfirmDialog)
+        await d.says("Accept 3 undecided results")
         await d.press("n")
         assert decisions(done) == {"1.1": "rejected"}
         await d.press("S")
-        await d.until(lambda: isinstance(d.app.screen, ConfirmDialog))
+        await d.dialog(ConfirmDialog)
         await d.press("y")
         await d.until(lambda: len(decisions(done)) == 4)
         await d.until(lambda: "everything here is decided" in d.toasts())
         await d.press("escape", "escape")
-        await d.until(lambda: "job 1 of 2" in d.text())
+        await d.says("job 1 of 2")
         await d.press("f", "f", "f")
         await d.until(lambda: "rejected only" in d.text() and "job 1 of 1" in d.text())
         await d.press("x", "f", "f")
-        await d.until(lambda: "undecided only" in d.text())
+        await d.says("undecided only")
         await d.press("A")
         await d.until(lambda: len(decisions(done)) == 6)
 
@@ -333,7 +350,7 @@ def test_a_decision_about_a_picture_made_again_meanwhile_is_refused(done):
         await d.press("a")
         await d.until(lambda: "look once more" in d.toasts())
         assert decisions(done) == {}
-        await d.until(lambda: "the file was changed since" in d.text())
+        await d.says("the file was changed since")
         await d.press("a")
         await d.until(lambda: "cannot be accepted" in d.toasts())
         assert decisions(done) == {}
@@ -349,11 +366,11 @@ def test_a_redo_waits_beside_the_old_picture_and_comes_in_when_it_is_made(done):
         await d.at(Pick(1, 1))
         await d.press("r")
         await d.until(lambda: len(d.tiles()) == 5)
-        assert "… 4" in d.text()
-        assert "↻ 1" in d.text()
+        await d.says("… 4")
+        await d.says("↻ 1")
         await d.press("l", "l", "l")
         await d.at(Pick(1, 4))
-        assert "waits for a worker" in d.text()
+        await d.says("waits for a worker")
         await d.press("a", "x")
         assert decisions(done) == {}, "there is nothing to decide about yet"
         worker = done.start()
@@ -362,9 +379,9 @@ def test_a_redo_waits_beside_the_old_picture_and_comes_in_when_it_is_made(done):
         await d.until(lambda: d.screen.query_one("#after", PictureFrame).shot.image is not None)
         assert await d.drawn("before") != await d.drawn("after")
         await d.press("i")
-        await d.until(lambda: "the old result: turn 1" in d.text())
+        await d.says("the old result: turn 1")
         await d.press("escape")
-        await d.until(lambda: "before: the input" in d.text())
+        await d.says("before: the input")
         await d.press("a")
         await d.until(lambda: decisions(done) == {"1.4": "accepted"})
 
@@ -376,10 +393,10 @@ def test_a_redo_with_another_prompt_its_later_turns_and_undo(done):
     async def script(d: Driver) -> None:
         await d.at(Pick(1, 1))
         await d.press("e")
-        await d.until(lambda: isinstance(d.app.screen, PromptDialog))
+        await d.dialog(PromptDialog)
         assert d.app.screen.query_one(TextArea).text == "make it night"
         await d.press("enter")
-        assert "the same prompt and seed" in d.text()
+        await d.says("the same prompt and seed")
         await d.press(*" now")
         await d.pilot.click("#later")
         await d.pilot.click("#queue")
@@ -387,12 +404,12 @@ def test_a_redo_with_another_prompt_its_later_turns_and_undo(done):
         old, new = get_turns(done.conn, 1)[0], get_turns(done.conn, 1)[3]
         assert (new.prompt, new.seed, new.redo_of) == ("make it night now", old.seed, 1)
         assert [(t.redo_of, t.from_turn) for t in get_turns(done.conn, 1)[4:]] == [(2, 4), (3, 4)]
-        await d.until(lambda: "1.4, 1.5, 1.6 queued" in d.text())
+        await d.says("1.4, 1.5, 1.6 queued")
         await d.press("u")
         await d.until(lambda: len(get_turns(done.conn, 1)) == 3)
         assert get_job(done.conn, 1).state == "done"
         await d.press("e")
-        await d.until(lambda: isinstance(d.app.screen, PromptDialog))
+        await d.dialog(PromptDialog)
         d.app.screen.query_one(Input).value = ""
         await d.press("enter")
         await d.until(lambda: len(get_turns(done.conn, 1)) == 4)
@@ -408,8 +425,7 @@ def test_dialogs_fit_and_escape_leaves_them(done, size):
         await d.at(Pick(1, 1))
         for key, kind in (("e", PromptDialog), ("b", PromptDialog), ("slash", LineDialog), ("S", ConfirmDialog)):
             await d.press(key)
-            await d.until(lambda kind=kind: isinstance(d.app.screen, kind))
-            await asyncio.sleep(0.1)
+            await d.dialog(kind)
             for button in d.app.screen.query(Button):
                 assert d.app.screen.region.contains_region(button.region)
                 assert str(button.label) in d.text()
@@ -446,7 +462,7 @@ def test_accepted_results_are_exported(done):
         await d.press("A")
         await d.at(Pick(2, 1))
         await d.press("E")
-        await d.until(lambda: isinstance(d.app.screen, LineDialog))
+        await d.dialog(LineDialog)
         d.app.screen.query_one(Input).value = str(target)
         await d.press("enter")
         await d.until(lambda: f"2 copied to {target}" in d.toasts())
@@ -478,7 +494,7 @@ def test_broken_missing_huge_and_strange_pictures_are_said_and_nothing_falls(don
         await d.press("l")
         await d.at(Pick(2, 1))
         if kind == "halfcell":
-            await d.until(lambda: "the file was changed since" in d.text())
+            await d.says("the file was changed since")
         await d.press("x")
         await d.until(lambda: decisions(done) == {"2.1": "rejected"})
 
@@ -500,7 +516,7 @@ def test_foreign_text_reaches_the_screen_as_text_alone(done):
         assert "\u202e" not in text
         assert text.count("title\\x07 [bold]mark") == 2
         await d.press("e")
-        await d.until(lambda: isinstance(d.app.screen, PromptDialog))
+        await d.dialog(PromptDialog)
         assert "\x1b" not in d.text()
         d.app.screen.query_one(Input).value = "5"
         await d.press("enter")
@@ -514,7 +530,7 @@ def test_an_empty_queue_says_so_and_fills(tmp_path):
     place = Place(tmp_path)
 
     async def script(d: Driver) -> None:
-        await d.until(lambda: "No finished turn yet" in d.text())
+        await d.says("No finished turn yet")
         await d.press(*"axrebnduAESoi", "space", "plus", "j", "l")
         if isinstance(d.app.screen, LineDialog | ConfirmDialog | PromptDialog):
             raise AssertionError("a dialog about nothing")
@@ -523,7 +539,7 @@ def test_an_empty_queue_says_so_and_fills(tmp_path):
         assert await asyncio.to_thread(place.start().wait, 60) == 0
         await d.at(Pick(1, 1))
         place.conn.execute("DELETE FROM jobs")  # forgotten by another process
-        await d.until(lambda: "No finished turn yet" in d.text())
+        await d.says("No finished turn yet")
 
     drive(place, script)
 

@@ -140,7 +140,7 @@ class ReviewScreen(WalkScreen):
             return
         self.undo_steps = [*self.undo_steps, step][-UNDO_DEPTH:]
         self.said = step.said
-        if step.added or len(step.before) > 1:
+        if len(step.before) > 1:  # most of what changed is not on the screen
             self.home.toast(f"{step.said}; u takes it back")
         if then is not None:
             await then(step.pick)

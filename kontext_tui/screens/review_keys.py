@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from textual.binding import Binding, BindingType
 
-HELP = """
-Every finished turn, before and after. What you decide is kept at once, with its time; undo takes it back.
-
-A redo or a branch is a turn of its own: the old picture stays, and the new one comes into the strip when a worker has
-made it. Arrows walk, and move the picture while it is zoomed; the wheel and dragging do the same. Escape leaves the
-zoom, the A/B or the difference, then the filter.
-
-In the strip: ✔ accepted, ✘ rejected, • undecided, ▸ at work, … waiting; ← 1 starts from turn 1, ↻ 1 is its redo.
-"""
+HELP = (
+    "Every finished turn, before and after. What you decide is kept at once, with its time; undo takes it back.\n\n"
+    "A redo or a branch is a turn of its own: the old picture stays, and the new one comes into the strip when a worker "
+    "has made it.\n\n"
+    "Arrows walk, and move the picture while it is zoomed; so do the wheel and dragging. Escape leaves the zoom, the "
+    "A/B or the difference, then the filter.\n\n"
+    "The strip: ✔ accepted  ✘ rejected  • undecided  ▸ at work  … waiting  ← 1 from turn 1  ↻ 1 redo of turn 1"
+)
 
 BINDINGS: list[BindingType] = [
     Binding("a", "decide('accepted')", "Accept", id="review.accept", tooltip="Accept this result"),

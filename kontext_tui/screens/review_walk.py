@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from textual import on
 from textual.app import ComposeResult
-from textual.css.query import NoMatches
 from textual.screen import Screen
 from textual.widgets import Footer, Static
 
@@ -92,22 +91,22 @@ class WalkScreen(Screen[None]):
         return cast("KontextApp", self.app)
 
     @property
-    def panes(self) -> ComparePanes:
-        return self.query_one(ComparePanes)
-
-    @property
     def turn(self) -> Turn | None:
         """The turn on show, or on its way there; None for an input."""
         return self.data.turn(self.pick.turn) if self.data is not None and self.pick is not None else None
 
     def compose(self) -> ComposeResult:
+        # Kept at hand: a worker may come back with pictures when the app is being taken down, widget by widget.
         graphics = self.home.graphics
+        self.heading, self.words = Static(id="heading", markup=False), Static(id="words", markup=False)
+        self.panes, self.strip = ComparePanes(graphics), TurnStrip(self.album, cell=graphics.cell)
+        self.nothing = Static(NOTHING, id="nothing", markup=False)
         yield TopBar()
-        yield Static(id="heading", markup=False)
-        yield ComparePanes(graphics)
-        yield TurnStrip(self.album, cell=graphics.cell)
-        yield Static(id="words", markup=False)
-        yield Static(NOTHING, id="nothing", markup=False)
+        yield self.heading
+        yield self.panes
+        yield self.strip
+        yield self.words
+        yield self.nothing
         yield Footer()
 
     # ------------------------------------------------------------ what is looked at
@@ -121,7 +120,7 @@ class WalkScreen(Screen[None]):
 
     def on_resize(self) -> None:
         columns, rows = self.THUMBNAILS_FROM
-        self.query_one(TurnStrip).set_class(self.size.width >= columns and self.size.height >= rows, "-thumbnails")
+        self.strip.set_class(self.size.width >= columns and self.size.height >= rows, "-thumbnails")
         self.go(self.pick)
 
     def on_unmount(self) -> None:
@@ -158,14 +157,6 @@ class WalkScreen(Screen[None]):
         self.run_worker(partial(self._go, pick), group="go", exclusive=True)
 
     async def _go(self, pick: Pick | None) -> None:
-        try:
-            await self._went(pick)
-        except NoMatches:
-            if self.query(Footer):
-                raise
-            # else the screen is being taken down, its widgets before itself
-
-    async def _went(self, pick: Pick | None) -> None:
         data = await self._load(pick) if pick is not None else None
         if data is None:  # nothing yet, or forgotten by `prune`
             pick = await self._read(first_pick, self.scope)
@@ -182,8 +173,8 @@ class WalkScreen(Screen[None]):
 
     def _show_nothing(self) -> None:
         self.pick = self.shown = self.data = self.after = self.totals = None
-        self.query_one("#heading", Static).update("")
-        self.query_one("#nothing", Static).update(NOTHING if self.scope == results.ALL else FILTERED)
+        self.heading.update("")
+        self.nothing.update(NOTHING if self.scope == results.ALL else FILTERED)
         self.refresh_bindings()
 
     async def _show(self, pick: Pick, data: JobView) -> None:
@@ -195,7 +186,7 @@ class WalkScreen(Screen[None]):
         self.pick, self.data = pick, data
         self._say()
         self.refresh_bindings()
-        self.query_one(TurnStrip).show(data.turns, pick.turn, data.job.input_path)
+        self.strip.show(data.turns, pick.turn, data.job.input_path)
         await self._look(pick, data, anew)
         for turn in arrived:
             what = f"the redo of turn {turn.redo_of}" if turn.redo_of else "the branch"
@@ -263,10 +254,8 @@ class WalkScreen(Screen[None]):
 
     def _say(self) -> None:
         if self.data is not None and self.pick is not None:
-            self.query_one("#heading", Static).update(
-                heading(self.data, self.pick, self.scope, self.totals, self.said)
-            )
-            self.query_one("#words", Static).update(words(self.data, self.pick, self.found))
+            self.heading.update(heading(self.data, self.pick, self.scope, self.totals, self.said))
+            self.words.update(words(self.data, self.pick, self.found))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """What needs a finished turn is greyed out without one."""
@@ -327,12 +316,15 @@ class WalkScreen(Screen[None]):
 
     async def action_turn(self, step: int) -> None:
         """The next turn as the strip shows them; past the last one, the next job."""
-        if self.data is None or self.pick is None or self.data.job.id != self.pick.job_id:
+        data, pick = self.data, self.pick
+        if pick is not None and (data is None or data.job.id != pick.job_id):  # still on its way
+            data = await self._load(pick)
+        if data is None or pick is None:
             return
-        numbers = [0, *(turn.turn for turn in in_order(self.data.turns))]
-        at = numbers.index(self.pick.turn) + step if self.pick.turn in numbers else 0
+        numbers = [0, *(turn.turn for turn in in_order(data.turns))]
+        at = numbers.index(pick.turn) + step if pick.turn in numbers else 0
         if 0 <= at < len(numbers):
-            self.go(Pick(self.pick.job_id, numbers[at]), fresh=False)
+            self.go(Pick(pick.job_id, numbers[at]), fresh=False)
         else:
             await self.action_job(step)
 

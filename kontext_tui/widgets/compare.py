@@ -58,16 +58,15 @@ class ComparePanes(Horizontal):
 
     def __init__(self, graphics: Graphics, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.graphics = graphics
         self.pair: Pair | None = None
         self.view = View()
         self.way: Look = "side"
         self.showing_before = False
         self._changes: Shot | None = None
+        self.frames = PictureFrame(graphics, id="before"), PictureFrame(graphics, id="after")
 
     def compose(self) -> ComposeResult:
-        yield PictureFrame(self.graphics, id="before")
-        yield PictureFrame(self.graphics, id="after")
+        yield from self.frames
 
     def show(self, pair: Pair, *, anew: bool = True) -> None:
         """Look at a pair. anew: it is another one than before, looked at from its start."""
@@ -100,7 +99,7 @@ class ComparePanes(Horizontal):
         pair = self.pair
         if pair is None:
             return
-        before, after = self.query_one("#before", PictureFrame), self.query_one("#after", PictureFrame)
+        before, after = self.frames
         single = pair.before is None or self.way != "side"
         self.set_class(single, "-single")
         shown, title, decision = pair.after, pair.new, pair.decision
@@ -145,7 +144,7 @@ class ComparePanes(Horizontal):
 
     def look(self, view: View) -> None:
         self.view = view
-        for frame in self.query(PictureFrame):
+        for frame in self.frames:
             frame.look(view)
 
     @on(PictureFrame.Zoomed)

@@ -124,12 +124,13 @@ class PictureFrame(Container):
         self._drawing: tuple[object, ...] | None = None
         """What was asked for last, so that the same is not drawn twice."""
         self._canvas = _canvas(graphics)
+        self._problem = Static(classes="problem", markup=False)
 
     def compose(self) -> ComposeResult:
         if self._canvas is not None:
             self._canvas.add_class("picture")
             yield self._canvas
-        yield Static(classes="problem", markup=False)
+        yield self._problem
 
     def on_resize(self) -> None:
         self._redraw()
@@ -187,7 +188,7 @@ class PictureFrame(Container):
         self.drawn = (0, 0)
         self.border_subtitle = None
         self.add_class("-problem")
-        self.query_one(".problem", Static).update(Content(text))
+        self._problem.update(Content(text))
 
     def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
         event.stop()

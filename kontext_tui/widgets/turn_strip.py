@@ -68,12 +68,15 @@ class TurnStrip(HorizontalScroll, can_focus=False):
     def __init__(self, album: Album, *, cell: tuple[int, int], id: str | None = None) -> None:
         super().__init__(id=id)
         self.album, self.cell = album, cell
+        self.tiles: list[Tile] = []
 
     def show(self, turns: Sequence[Turn], chosen: int, input_path: str) -> None:
         """Bring the tiles up to date. Tiles are never taken away: one that is not needed hides."""
         ordered: list[Turn | None] = [None, *in_order(turns)]
-        tiles = list(self.query(Tile))
+        tiles = self.tiles
         if added := [Tile() for _ in ordered[len(tiles) :]]:
+            if not self.is_attached:  # the app is being closed
+                return
             self.mount_all(added)
             tiles += added
         paths: list[Key | None] = []

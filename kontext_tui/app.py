@@ -23,6 +23,7 @@ from textual.worker import WorkerFailed
 from core.errors import DatabaseError, KontextError
 from kontext_tui import settings as config
 from kontext_tui.feed import CALM_SECONDS, POLL_SECONDS, Changed, Feed
+from kontext_tui.graphics import Graphics
 from kontext_tui.settings import Settings
 from kontext_tui.text import safe_text
 
@@ -64,8 +65,11 @@ class KontextApp(App[str]):
 
     TITLE = "kontext-tui"
     CSS_PATH = "app.tcss"
-    MODES: ClassVar[dict[str, Any]] = {"queue": _screen("queue", "QueueScreen")}
-    LABELS: ClassVar[dict[str, str]] = {"queue": "Queue"}
+    MODES: ClassVar[dict[str, Any]] = {
+        "queue": _screen("queue", "QueueScreen"),
+        "review": _screen("review", "ReviewScreen"),
+    }
+    LABELS: ClassVar[dict[str, str]] = {"queue": "Queue", "review": "Review"}
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 - Textual's own type
     VERTICAL_BREAKPOINTS = [(0, "-low"), (30, "-high")]  # noqa: RUF012
     COMMAND_PALETTE_BINDING = "ctrl+p"
@@ -78,9 +82,11 @@ class KontextApp(App[str]):
         ),
     ]
 
-    def __init__(self, database: Path, settings: Settings) -> None:
+    def __init__(self, database: Path, settings: Settings, graphics: Graphics | None = None) -> None:
+        """graphics: how pictures are drawn; half blocks where nobody has asked the terminal (`graphics.choose`)."""
         super().__init__()
         self.database, self.settings = database, settings
+        self.graphics = graphics or Graphics("off" if settings.images == "off" else "halfcell")
         self.feed = Feed(database)
         self.state: dict[str, Any] = config.load_state(database)
         """What is remembered until the next start, JSON-able; each screen has a key of its own."""
@@ -100,6 +106,8 @@ class KontextApp(App[str]):
         self.set_interval(POLL_SECONDS, self._poll)
         if self.settings.workers:
             self.run_worker(self._start_where_none_is)
+        if self.graphics.notice:
+            self.toast(self.graphics.notice, "warning")
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             try:

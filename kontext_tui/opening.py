@@ -19,11 +19,12 @@ def open_app(database: Path | None = None) -> None:
     path = paths.database(database)
     with closing(connect(path, create=False)):
         pass
-    from kontext_tui import settings
+    from kontext_tui import graphics, settings
 
     found = settings.load()
+    drawn = graphics.choose(found.images)
     from kontext_tui.app import KontextApp  # 0.4 s, most of it Textual
 
-    said = KontextApp(path, found).run()
+    said = KontextApp(path, found, drawn).run()
     if said:
         print(said, file=sys.stderr)

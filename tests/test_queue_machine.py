@@ -17,7 +17,8 @@ from core.jobs import claims, control, queue, review
 from core.jobs.database import connect
 from core.jobs.queue import NewJob, NewTurn
 from core.jobs.records import STATES, counts, get_job, get_turns
-from core.jobs.review import Change, Pick
+from core.jobs.results import Pick
+from core.jobs.review import Change
 
 SCRIPT = scripts.parse(
     "input: x\nmodel: kontext-tiny\nturns: [add fog, make it night]", file="x", folder=Path("/tmp")
@@ -132,7 +133,7 @@ class QueueMachine(RuleBasedStateMachine):
             elif what == "branch":
                 review.branch(self.conn, pick, Change(prompt="q"))
             else:
-                review.withdraw(self.conn, pick)
+                review.withdraw(self.conn, [pick])
         except UsageError:
             assert before is None or get_turns(self.conn, number) == turns
             return

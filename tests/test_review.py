@@ -16,10 +16,11 @@ from core.edit import difference
 from core.edit.images import sha256
 from core.edit.outputs import read_metadata
 from core.errors import UsageError
-from core.jobs import claims, control, review
+from core.jobs import claims, control, results, review
 from core.jobs.exports import RECORD, export
 from core.jobs.records import counts, get_job, get_turns, story
-from core.jobs.review import Change, Pick
+from core.jobs.results import Pick, Scope
+from core.jobs.review import Change
 from kontext_tui.__main__ import main
 
 TURNS = ["make it night", "add fog", {"prompt": "make it warmer", "from": 1}]
@@ -92,17 +93,36 @@ def test_one_result_that_cannot_be_decided_about_leaves_all_as_they_are(done):
 
 
 def test_the_next_undecided_result_goes_round_and_the_rest_is_decided_at_once(done):
-    assert review.next_undecided(done.conn) == Pick(1, 1)
+    assert results.next_undecided(done.conn) == Pick(1, 1)
     review.decide(done.conn, [Pick(1, 1), Pick(2, 3)], "accepted")
-    assert review.next_undecided(done.conn, Pick(1, 3)) == Pick(2, 1)
-    assert review.next_undecided(done.conn, Pick(2, 2)) == Pick(1, 2)
+    assert results.next_undecided(done.conn, Pick(1, 3)) == Pick(2, 1)
+    assert results.next_undecided(done.conn, Pick(2, 2)) == Pick(1, 2)
     before = review.decide_rest(done.conn, "accepted", job_id=2)
     assert list(before) == [Pick(2, 1), Pick(2, 2)]
-    assert review.tally(done.conn) == review.Tally(undecided=2, accepted=4, rejected=0)
+    assert results.tally(done.conn) == results.Tally(undecided=2, accepted=4, rejected=0)
     review.decide_rest(done.conn, "rejected")
-    assert review.next_undecided(done.conn) is None
+    assert results.next_undecided(done.conn) is None
     assert review.restore(done.conn, before) == 2
-    assert review.next_undecided(done.conn) == Pick(2, 1)
+    assert results.next_undecided(done.conn) == Pick(2, 1)
+
+
+def test_a_scope_narrows_what_is_counted_walked_and_decided(done):
+    review.decide(done.conn, [Pick(1, 1)], "accepted")
+    review.decide(done.conn, [Pick(2, 1)], "rejected")
+    found = {which: results.results(done.conn, Scope(which)) for which in ("accepted", "rejected", "undecided")}
+    assert (found["accepted"], found["rejected"], len(found["undecided"])) == ([Pick(1, 1)], [Pick(2, 1)], 4)
+    assert results.position(done.conn, 2) == (2, 2)
+    assert results.position(done.conn, 2, Scope("rejected")) == (1, 1)
+    assert results.neighbour(done.conn, 1, 1) == 2
+    assert results.neighbour(done.conn, 2, -1, Scope("rejected")) is None
+    one = Scope(name="TURE-1.")
+    assert results.tally(done.conn, one) == results.Tally(undecided=2, accepted=0, rejected=1)
+    assert results.next_undecided(done.conn, Pick(2, 3), name="picture-1") == Pick(2, 2)
+    assert list(review.decide_rest(done.conn, "accepted", name="picture-1")) == [Pick(2, 2), Pick(2, 3)]
+    assert results.tally(done.conn) == results.Tally(undecided=2, accepted=3, rejected=1)
+    assert review.decide_rest(done.conn, "accepted", name="nothing of the kind") == {}
+    done.conn.execute("UPDATE jobs SET name = ? WHERE id = 1", (b"caf\xe9.png",))
+    assert results.next_undecided(done.conn, name="CAF") == Pick(1, 2)
 
 
 def test_a_decision_ends_with_the_bytes_it_was_about(done):
@@ -225,12 +245,12 @@ def test_a_redo_that_has_not_begun_can_be_withdrawn(done):
     ended = get_job(done.conn, 1).finished_at
     made = review.redo(done.conn, Pick(1, 1), with_later=True)
     with pytest.raises(UsageError, match="withdraw that first"):
-        review.withdraw(done.conn, made[0])
+        review.withdraw(done.conn, [made[0]])
     with pytest.raises(UsageError, match="no redo"):
-        review.withdraw(done.conn, Pick(1, 1))
-    for pick in reversed(made):
-        assert get_job(done.conn, 1).state == "queued"
-        review.withdraw(done.conn, pick)
+        review.withdraw(done.conn, [Pick(1, 1)])
+    review.withdraw(done.conn, made[2:])
+    assert get_job(done.conn, 1).state == "queued"
+    review.withdraw(done.conn, made[:2])
     job = get_job(done.conn, 1)
     assert (job.state, len(get_turns(done.conn, 1))) == ("done", 3)
     assert abs(job.finished_at - ended) < 1000
@@ -238,7 +258,7 @@ def test_a_redo_that_has_not_begun_can_be_withdrawn(done):
     pick = review.redo(done.conn, Pick(1, 1))[0]
     claims.claim(done.conn, claims.register_worker(done.conn, "test", "0"))
     with pytest.raises(UsageError, match="at work"):
-        review.withdraw(done.conn, pick)
+        review.withdraw(done.conn, [pick])
 
 
 def test_a_redo_that_fails_leaves_the_old_results_and_says_why(done):
@@ -248,7 +268,7 @@ def test_a_redo_that_fails_leaves_the_old_results_and_says_why(done):
     job = get_job(done.conn, 1)
     assert (job.state, job.error_kind) == ("dead", "input")
     review.decide(done.conn, [Pick(1, 1)], "accepted")
-    review.withdraw(done.conn, pick)
+    review.withdraw(done.conn, [pick])
     assert (get_job(done.conn, 1).state, get_job(done.conn, 1).error) == ("done", None)
 
 
@@ -318,6 +338,8 @@ def test_the_commands_do_a_mornings_work(cli, done, tmp_path):
     assert (code, made["job"], made["turn"], made["redo_of"], made["seed"]) == (0, 2, 4, 1, 12)
     assert "2.5: queued" in cli("branch", "2.2", "add snow")[1]
     assert cli("review", "withdraw", "2.5")[:2] == (0, "2.5: withdrawn\n")
+    assert cli("accept", "--rest", "--name", "nothing")[2] == "no such results\n"
+    assert [len(cli("review", "list", "--name", name)[1].splitlines()) for name in ("nothing", "-1.")] == [1, 4]
     assert cli("accept", "--rest", "--json")[1].count('"before": null') == 3
     code, out, err = cli("review", "export", "chosen")
     copied = sorted(str(path) for path in (tmp_path / "chosen").iterdir() if path.name != RECORD)
@@ -333,6 +355,7 @@ def test_the_commands_do_a_mornings_work(cli, done, tmp_path):
     ("arguments", "words"),
     [
         (["accept"], "name results"),
+        (["accept", "1.1", "--name", "cat"], "goes with --rest"),
         (["accept", "9"], "no job 9"),
         (["accept", "1.9"], "no turn 9"),
         (["accept", "one"], "names no result"),

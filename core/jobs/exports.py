@@ -19,7 +19,7 @@ from core.jobs.database import transaction
 from core.jobs.events import Event
 from core.jobs.provenance import lineage
 from core.jobs.records import Job, Turn, get_job, get_turns
-from core.jobs.review import Pick, results
+from core.jobs.results import Pick, Scope, results
 from core.jobs.writes import now_ms, write_event
 
 RECORD = "review.jsonl"
@@ -38,7 +38,7 @@ class Exported:
 
 def accepted(conn: sqlite3.Connection, *, every_turn: bool = False) -> Iterator[tuple[Job, list[Turn], Turn]]:
     """The accepted results with their jobs: of a chain of accepted turns the last one, or every one."""
-    picks = results(conn, which="accepted")
+    picks = results(conn, Scope("accepted"))
     for job_id in dict.fromkeys(pick.job_id for pick in picks):
         job, turns = get_job(conn, job_id), get_turns(conn, job_id)
         chosen = [turn for turn in turns if turn.state == "done" and turn.review == "accepted"]

@@ -13,7 +13,6 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from core.edit.outputs import free_name
 from core.errors import UsageError
@@ -21,23 +20,12 @@ from core.jobs.database import path_to_db, transaction
 from core.jobs.events import Event
 from core.jobs.queue import SEED_BITS
 from core.jobs.records import FINAL_STATES, Job, Turn, get_job, get_turns
+from core.jobs.results import Decision, Pick, Scope, results
 from core.jobs.writes import now_ms, revive, write_event
 from core.script import MAX_GUIDANCE, MAX_PROMPT, MAX_SEED, MAX_STEPS
 
-Decision = Literal["accepted", "rejected"]
 MAX_JOB_TURNS = 999
 """Turns a job may have, redos and branches included."""
-
-
-@dataclass(frozen=True, order=True)
-class Pick:
-    """One result: a turn of a job. Written as `3.2`."""
-
-    job_id: int
-    turn: int
-
-    def __str__(self) -> str:
-        return f"{self.job_id}.{self.turn}"
 
 
 @dataclass(frozen=True)
@@ -89,17 +77,12 @@ def decide(
 
 
 def decide_rest(
-    conn: sqlite3.Connection, decision: Decision, job_id: int | None = None
+    conn: sqlite3.Connection, decision: Decision, job_id: int | None = None, *, name: str = ""
 ) -> dict[Pick, Decision | None]:
-    """Decide about every result, of one job or of all, that nothing has been decided about."""
+    """Decide about every result that nothing has been decided about: of one job, of pictures of a name, or of all."""
     with transaction(conn):
-        where, values = ("AND job_id = ?", (job_id,)) if job_id is not None else ("", ())
-        rows = conn.execute(
-            "SELECT job_id, turn FROM turns INDEXED BY turns_unreviewed"
-            f" WHERE state = 'done' AND review IS NULL {where} ORDER BY job_id, turn",
-            values,
-        ).fetchall()
-        picks = [Pick(row["job_id"], row["turn"]) for row in rows]
+        scope = Scope("undecided", name)
+        picks = results(conn, scope, job_id)
         for pick in picks:
             _decide(conn, pick, None, decision)
     return dict.fromkeys(picks)
@@ -149,7 +132,7 @@ def redo(
         job, turns = _ready(conn, pick)
         old = _by_number(turns)[pick.turn]
         made = {pick.turn: _append(conn, job, turns, replace(old, redo_of=pick.turn), change, "redo")}
-        for turn in _following(turns, pick.turn) if with_later else ():
+        for turn in following(turns, pick.turn) if with_later else ():
             again = replace(turn, redo_of=turn.turn, from_turn=made[turn.from_turn])
             made[turn.turn] = _append(conn, job, turns, again, Change(), "redo")
         _queue_again(conn, job)
@@ -174,28 +157,32 @@ def branch(conn: sqlite3.Connection, pick: Pick, change: Change) -> Pick:
     return Pick(job.id, number)
 
 
-def withdraw(conn: sqlite3.Connection, pick: Pick) -> None:
-    """Take a redo or a branch back that has not begun. A job with nothing else to do is done again."""
+def withdraw(conn: sqlite3.Connection, picks: Iterable[Pick]) -> None:
+    """Take redos and branches back that have not begun, all or none. A job with nothing else to do is done again."""
     with transaction(conn):
-        job, turns = get_job(conn, pick.job_id), get_turns(conn, pick.job_id)
-        turn = _by_number(turns).get(pick.turn)
-        if turn is None or turn.added_at is None:
-            raise UsageError(f"{pick} is no redo or branch that could be withdrawn")
-        if turn.state != "pending":
-            raise UsageError(f"{pick} has begun; reject what comes of it, or cancel the job")
-        if job.state == "running":
-            raise UsageError(f"a worker is at work on job {job.id}; cancel the job, or reject what comes of {pick}")
-        if later := [t.turn for t in turns if t.from_turn == pick.turn]:
-            raise UsageError(f"turn {later[0]} starts from {pick}: withdraw that first")
-        conn.execute("DELETE FROM turns WHERE job_id = ? AND turn = ?", (job.id, pick.turn))
-        write_event(conn, Event("withdrawn", job.id, pick.turn))
-        rest = [t for t in turns if t.turn != pick.turn]
-        if all(t.state == "done" for t in rest):
-            conn.execute(
-                "UPDATE jobs SET state = 'done', run_after = NULL, error_kind = NULL, error = NULL, updated_at = ?,"
-                " finished_at = (SELECT max(finished_at) FROM turns WHERE job_id = jobs.id) WHERE id = ?",
-                (now_ms(), job.id),
-            )
+        for pick in sorted(picks, reverse=True):
+            _withdraw(conn, pick)
+
+
+def _withdraw(conn: sqlite3.Connection, pick: Pick) -> None:
+    job, turns = get_job(conn, pick.job_id), get_turns(conn, pick.job_id)
+    turn = _by_number(turns).get(pick.turn)
+    if turn is None or turn.added_at is None:
+        raise UsageError(f"{pick} is no redo or branch that could be withdrawn")
+    if turn.state != "pending":
+        raise UsageError(f"{pick} has begun; reject what comes of it, or cancel the job")
+    if job.state == "running":
+        raise UsageError(f"a worker is at work on job {job.id}; cancel the job, or reject what comes of {pick}")
+    if later := [t.turn for t in turns if t.from_turn == pick.turn]:
+        raise UsageError(f"turn {later[0]} starts from {pick}: withdraw that first")
+    conn.execute("DELETE FROM turns WHERE job_id = ? AND turn = ?", (job.id, pick.turn))
+    write_event(conn, Event("withdrawn", job.id, pick.turn))
+    if all(t.state == "done" for t in turns if t.turn != pick.turn):
+        conn.execute(
+            "UPDATE jobs SET state = 'done', run_after = NULL, error_kind = NULL, error = NULL, updated_at = ?,"
+            " finished_at = (SELECT max(finished_at) FROM turns WHERE job_id = jobs.id) WHERE id = ?",
+            (now_ms(), job.id),
+        )
 
 
 def _append(conn: sqlite3.Connection, job: Job, turns: list[Turn], like: Turn, change: Change, what: str) -> int:
@@ -221,7 +208,7 @@ def _append(conn: sqlite3.Connection, job: Job, turns: list[Turn], like: Turn, c
     return number
 
 
-def _following(turns: Sequence[Turn], number: int) -> list[Turn]:
+def following(turns: Sequence[Turn], number: int) -> list[Turn]:
     """The turns that lead on from one, in order; of a turn and its redo, the turn alone."""
     reached, found = {number}, []
     for turn in turns:
@@ -271,59 +258,3 @@ def _by_number(turns: Iterable[Turn]) -> dict[int, Turn]:
 def _taken(conn: sqlite3.Connection, path: Path) -> bool:
     row = conn.execute("SELECT 1 FROM turns WHERE output_path = ?", (path_to_db(path),)).fetchone()
     return row is not None or os.path.lexists(path)
-
-
-# ---------------------------------------------------------------- reads
-
-
-@dataclass(frozen=True)
-class Tally:
-    """How many results there are, by what was decided about them."""
-
-    undecided: int
-    accepted: int
-    rejected: int
-
-    @property
-    def all(self) -> int:
-        return self.undecided + self.accepted + self.rejected
-
-
-def tally(conn: sqlite3.Connection) -> Tally:
-    rows = conn.execute("SELECT review, count(*) AS n FROM turns WHERE state = 'done' GROUP BY review")
-    found = {row["review"]: row["n"] for row in rows}
-    return Tally(found.get(None, 0), found.get("accepted", 0), found.get("rejected", 0))
-
-
-def next_undecided(conn: sqlite3.Connection, after: Pick | None = None) -> Pick | None:
-    """The first result without a decision that comes after another one; from the start again where none does."""
-    start = after or Pick(0, 0)
-    sql = (
-        "SELECT job_id, turn FROM turns INDEXED BY turns_unreviewed WHERE state = 'done' AND review IS NULL"
-        " AND (job_id, turn) > (?, ?) ORDER BY job_id, turn LIMIT 1"
-    )
-    row = conn.execute(sql, (start.job_id, start.turn)).fetchone() or conn.execute(sql, (0, 0)).fetchone()
-    return Pick(row["job_id"], row["turn"]) if row else None
-
-
-def neighbour(conn: sqlite3.Connection, job_id: int, step: Literal[-1, 1]) -> int | None:
-    """The next job (or the one before) with a result to look at."""
-    beyond, order = ("> ?", "ASC") if step > 0 else ("< ?", "DESC")
-    row = conn.execute(
-        "SELECT job_id FROM turns INDEXED BY turns_done"
-        f" WHERE state = 'done' AND job_id {beyond} ORDER BY job_id {order} LIMIT 1",
-        (job_id,),
-    ).fetchone()
-    return int(row["job_id"]) if row else None
-
-
-def results(
-    conn: sqlite3.Connection, *, which: Literal["undecided", "accepted", "rejected"] | None = None, limit: int = -1
-) -> list[Pick]:
-    """Finished turns in order, all of them or those with one decision."""
-    where = {None: "", "undecided": "AND review IS NULL"}.get(which, "AND review = :which")
-    rows = conn.execute(
-        f"SELECT job_id, turn FROM turns WHERE state = 'done' {where} ORDER BY job_id, turn LIMIT :limit",
-        {"which": which, "limit": limit},
-    )
-    return [Pick(row["job_id"], row["turn"]) for row in rows]

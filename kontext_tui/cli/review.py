@@ -19,7 +19,7 @@ from kontext_tui.cli import options as opt
 from kontext_tui.text import safe_text
 
 if TYPE_CHECKING:
-    from core.jobs.review import Decision, Pick
+    from core.jobs.results import Decision, Pick
 
 app = typer.Typer(
     help="Results and what was decided about them: list, clear, withdraw, export.",
@@ -34,6 +34,9 @@ Picks = Annotated[
 ]
 OnePick = Annotated[str, typer.Argument(metavar="RESULT", help="JOB.TURN, such as 3.2.", show_default=False)]
 Rest = Annotated[bool, typer.Option("--rest", help="Every result that nothing has been decided about.")]
+Name = Annotated[
+    str, typer.Option("--name", metavar="TEXT", help="Only pictures whose name holds this.", show_default=False)
+]
 TurnSeed = Annotated[
     int | None, typer.Option("--seed", metavar="N", help="This seed; else a new one.", show_default=False)
 ]
@@ -45,14 +48,18 @@ TurnGuidance = Annotated[
 ]
 
 
-def accept(results: Picks = None, rest: Rest = False, db: opt.Db = None, json: opt.Json = False) -> None:
+def accept(
+    results: Picks = None, rest: Rest = False, name: Name = "", db: opt.Db = None, json: opt.Json = False
+) -> None:
     """Accept results: `review export` copies them. A decision can be changed at any time."""
-    _decide(results, rest, "accepted", db, json)
+    _decide(results, rest, name, "accepted", db, json)
 
 
-def reject(results: Picks = None, rest: Rest = False, db: opt.Db = None, json: opt.Json = False) -> None:
+def reject(
+    results: Picks = None, rest: Rest = False, name: Name = "", db: opt.Db = None, json: opt.Json = False
+) -> None:
     """Reject results. Their files stay; `review export` leaves them out."""
-    _decide(results, rest, "rejected", db, json)
+    _decide(results, rest, name, "rejected", db, json)
 
 
 def redo(
@@ -105,6 +112,7 @@ def list_(
         str | None,
         typer.Option("--only", metavar="WORD", help="undecided, accepted or rejected.", show_default=False),
     ] = None,
+    name: Name = "",
     changed: Annotated[
         bool, typer.Option("--changed", help="Say how much each turn changed its picture (reads the files).")
     ] = False,
@@ -113,7 +121,7 @@ def list_(
     json: opt.Json = False,
 ) -> None:
     """Finished turns and what was decided about them."""
-    from core.jobs import review
+    from core.jobs import results
     from core.jobs.records import get_job, get_turns
     from kontext_tui.cli.report import clock, print_json, print_table
 
@@ -121,10 +129,11 @@ def list_(
         raise UsageError(f"there is no decision {which!r}: undecided, accepted or rejected")
     with opt.open_queue(db, create=False) as conn:
         found = []
-        for pick in review.results(conn, which=which, limit=limit):  # type: ignore[arg-type]
+        scope = results.Scope(which, name)  # type: ignore[arg-type]
+        for pick in results.results(conn, scope, limit=limit):
             job, turns = get_job(conn, pick.job_id), get_turns(conn, pick.job_id)
             found.append((job, turns, next(turn for turn in turns if turn.turn == pick.turn)))
-        tally = review.tally(conn)
+        tally = results.tally(conn, results.Scope(name=name))
     if json:
         for job, turns, turn in found:
             print_json(_result_object(job, turns, turn, changed))
@@ -152,7 +161,7 @@ def list_(
 
 def clear(results: Picks = None, db: opt.Db = None, json: opt.Json = False) -> None:
     """Take decisions back."""
-    _decide(results, False, None, db, json)
+    _decide(results, False, "", None, db, json)
 
 
 def withdraw(result: OnePick, db: opt.Db = None) -> None:
@@ -160,7 +169,7 @@ def withdraw(result: OnePick, db: opt.Db = None) -> None:
     from core.jobs import review
 
     with opt.open_queue(db, create=False) as conn:
-        review.withdraw(conn, _pick(result))
+        review.withdraw(conn, [_pick(result)])
     print(f"{result}: withdrawn")
 
 
@@ -198,16 +207,20 @@ for _name, _function in {"list": list_, "clear": clear, "withdraw": withdraw, "e
     app.command(_name)(_function)
 
 
-def _decide(results: list[str] | None, rest: bool, decision: Decision | None, db: Path | None, json: bool) -> None:
+def _decide(
+    results: list[str] | None, rest: bool, name: str, decision: Decision | None, db: Path | None, json: bool
+) -> None:
     from core.jobs import review
     from kontext_tui.cli.report import print_json
 
     if not results and not rest:
         raise UsageError("name results such as 3.2, or whole jobs (see --help)")
+    if name and not rest:
+        raise UsageError("--name goes with --rest")
     with opt.open_queue(db, create=False) as conn:
         before = review.decide(conn, _picks(conn, results or []), decision)
         if rest and decision:
-            before |= review.decide_rest(conn, decision)
+            before |= review.decide_rest(conn, decision, name=name)
     for pick, old in before.items():
         if json:
             print_json({**_pick_object(pick), "review": decision, "before": old})
@@ -236,7 +249,7 @@ def _tell_queued(conn: sqlite3.Connection, made: Sequence[Pick], json: bool) -> 
 
 def _picks(conn: sqlite3.Connection, words: Sequence[str]) -> list[Pick]:
     from core.jobs.records import get_turns, state_of
-    from core.jobs.review import Pick
+    from core.jobs.results import Pick
 
     picks: list[Pick] = []
     for word in words:
@@ -253,7 +266,7 @@ def _picks(conn: sqlite3.Connection, words: Sequence[str]) -> list[Pick]:
 
 
 def _pick(word: str) -> Pick:
-    from core.jobs.review import Pick
+    from core.jobs.results import Pick
 
     job, dot, turn = word.partition(".")
     if not dot:

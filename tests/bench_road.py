@@ -145,7 +145,7 @@ def bench(
         with stage(report, "write the checkpoint") as facts:
             checkpoint.mkdir()
             if precision == "bf16":
-                model.save_pretrained(checkpoint)
+                model.to(torch.bfloat16).save_pretrained(checkpoint)
             else:
                 export(model, recipe, checkpoint, {"model": "random", "calibration": {}}, tell)
             facts["bytes"] = sum(f.stat().st_size for f in checkpoint.glob("*.safetensors"))

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -75,6 +77,20 @@ def make_samples(count: int, tokens: int, device: Any, dtype: Any) -> list[Any]:
     return made
 
 
+def call_ms(model: Any, sample: Any) -> float:
+    """Of a warm call: a calibration edit makes one a step."""
+    import torch
+
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        model(**sample.inputs())
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - start))
+    return round(min(times), 1)
+
+
 @contextmanager
 def stage(report: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
     import torch
@@ -84,12 +100,33 @@ def stage(report: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
     facts: dict[str, Any] = {}
     start = time.perf_counter()
     yield facts
-    facts["seconds"] = round(time.perf_counter() - start, 1)
-    facts["peak_ram_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
     if torch.cuda.is_available():
+        torch.cuda.synchronize()
         facts["peak_vram_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
+    facts["seconds"] = round(time.perf_counter() - start, 1)
+    facts.setdefault("peak_ram_gb", round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2))
     report[name] = facts
     print(f"{name}: {facts}", file=sys.stderr, flush=True)
+
+
+def build_engine(graph: Path, precision: str, gpu: str) -> dict[str, Any]:
+    """An engine in a process of its own that sees no GPU, as on a machine without: nothing is tuned on one."""
+    command = [sys.executable, __file__, precision, "--gpu", gpu, "--build", str(graph)]
+    done = subprocess.run(
+        command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return {
+        "bytes": json.loads(done.stdout)["engine_bytes"],
+        "peak_ram_gb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6, 2),
+    }
+
+
+def build_here(graph: Path, precision: str, gpu: str) -> dict[str, Any]:
+    from quant import engine
+
+    with tempfile.TemporaryDirectory() as name:
+        profile = engine.Profile(8084, 8192, 8300, TEXT_TOKENS)
+        return engine.build(graph / "model.onnx", Path(name), precision=precision, profile=profile, gpu=gpu)
 
 
 def bytes_of_whole(folder: Path, double: int, single: int) -> int:
@@ -112,7 +149,7 @@ def bench(
     import torch
 
     from core.edit.loading import pick_device
-    from quant import engine, lint, onnx_export
+    from quant import lint, onnx_export
     from quant.quantize import export, inject
     from quant.recipes import RECIPES
     from quant.refine import refine
@@ -130,10 +167,12 @@ def bench(
         print(f"\r{what} {done}/{total}   ", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
-        checkpoint, graph, built = (Path(name) / part for part in ("checkpoint", "onnx", "engine"))
+        checkpoint, graph = (Path(name) / part for part in ("checkpoint", "onnx"))
         with stage(report, "load") as facts:
             model = make_transformer(double, single, device, dtype)
             facts["parameters"] = sum(p.numel() for p in model.parameters())
+        with stage(report, "one call of the transformer") as facts:
+            facts["ms"] = call_ms(model, make_samples(1, tokens, device, dtype)[0])
         if precision != "bf16":
             recipe, inputs = RECIPES[precision], make_samples(samples, tokens, device, dtype)
             with stage(report, "inject and measure"):
@@ -151,6 +190,8 @@ def bench(
             facts["bytes"] = sum(f.stat().st_size for f in checkpoint.glob("*.safetensors"))
             facts["bytes of the whole"] = bytes_of_whole(checkpoint, double, single)
         del model
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         with stage(report, "export ONNX") as facts:
             facts["bytes"] = onnx_export.export(checkpoint, graph, precision, TEXT_TOKENS)["data_bytes"]
         with stage(report, "lint") as facts:
@@ -158,10 +199,7 @@ def bench(
             facts |= {"problems": read.problems, "gemms": read.gemms, "bmms": read.bmms}
         for gpu in gpus:
             with stage(report, f"engine for {gpu}") as facts:
-                built.mkdir(exist_ok=True)
-                profile = engine.Profile(8084, 8192, 8300, TEXT_TOKENS)
-                made = engine.build(graph / "model.onnx", built, precision=precision, profile=profile, gpu=gpu)
-                facts["bytes"] = made["engine_bytes"]
+                facts |= build_engine(graph, precision, gpu)
     return report
 
 
@@ -174,7 +212,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192, help="image and context tokens of a sample")
     parser.add_argument("--gpu", action="append", help="build an engine for it; may be repeated (default sm120)")
     parser.add_argument("--no-refine", action="store_true", help="as `quantize --no-refine`: same bytes, sooner")
+    parser.add_argument("--build", type=Path, metavar="FOLDER", help="only an engine of this folder's graph")
     asked = parser.parse_args()
+    if asked.build:
+        print(json.dumps(build_here(asked.build, asked.precision, (asked.gpu or ["sm120"])[0])))
+        return
     report = bench(
         asked.precision, asked.double, asked.single, asked.samples, asked.tokens, asked.gpu or ["sm120"],
         refined=not asked.no_refine,

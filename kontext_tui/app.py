@@ -68,8 +68,9 @@ class KontextApp(App[str]):
     MODES: ClassVar[dict[str, Any]] = {
         "queue": _screen("queue", "QueueScreen"),
         "review": _screen("review", "ReviewScreen"),
+        "batch": _screen("batch", "BatchScreen"),
     }
-    LABELS: ClassVar[dict[str, str]] = {"queue": "Queue", "review": "Review"}
+    LABELS: ClassVar[dict[str, str]] = {"queue": "Queue", "review": "Review", "batch": "New batch"}
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 - Textual's own type
     VERTICAL_BREAKPOINTS = [(0, "-low"), (30, "-high")]  # noqa: RUF012
     COMMAND_PALETTE_BINDING = "ctrl+p"

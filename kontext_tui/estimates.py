@@ -15,9 +15,10 @@ def told(prospect: Prospect, found: Measured | None) -> list[str]:
     choice = prospect.choice
     runs = f"{choice.precision} on {choice.runtime}" if choice else ""
     if found is not None:
+        basis = f"{found.turns:,} turn{'s' * (found.turns != 1)} made here"
         lines.append(
             f"about {short_time(prospect.steps * found.step_seconds)} for one worker "
-            f"({found.step_seconds * 1000:,.0f} ms a step, from {found.turns} turns made here, {runs})"
+            f"({found.step_seconds * 1000:,.0f} ms a step, from {basis}, {runs})"
         )
     else:
         lines.append("time unknown: no turn was made here " + (f"in {runs} yet" if runs else "with this model yet"))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from kontext_tui.cli import about, compare, control, engine, export, jobs, quantize, review, run, tui
+from kontext_tui.cli import about, compare, control, engine, export, jobs, quantize, review, run, tui, web
 
 app = typer.Typer(
     help="Edit photographs by sentences with FLUX.1 Kontext: queue them, run them overnight, look in the morning.",
@@ -41,6 +41,7 @@ def _root(
 
 for name, function in {
     "tui": tui.tui,
+    "web": web.web,
     "run": run.run,
     "add": jobs.add,
     "work": run.work,

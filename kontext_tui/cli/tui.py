@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from kontext_tui.cli import options as opt
@@ -16,6 +17,6 @@ def tui(db: opt.Db = None) -> None:
     from core.errors import UsageError
     from kontext_tui.opening import open_app
 
-    if not on_terminal():
+    if not on_terminal() and "TEXTUAL_DRIVER" not in os.environ:  # which `web` sets: the browser is the terminal
         raise UsageError("the app needs a terminal; `kontext-tui status` and `list` print what it shows")
     open_app(db)

@@ -284,7 +284,7 @@ class QueueScreen(QueueActions, Screen[None]):
     def _nothing(self) -> str:
         if self.view.text or self.view.state:
             return "No such jobs. esc shows them all."
-        return "The queue is empty. `kontext-tui add SCRIPT` fills it."
+        return "The queue is empty. 3 makes a new batch; `kontext-tui add SCRIPT` queues one too."
 
     async def _measure(self) -> None:
         """Ask the GPUs how they are, while somebody looks."""

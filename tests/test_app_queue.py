@@ -6,8 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import nights
 import pytest
 from conftest import ROOT, make_pictures, rows
+from watching import shown, toasts, until
 
 from core.jobs import board, claims, control
 from core.jobs.database import connect
@@ -44,28 +44,11 @@ def app_over(database: Path) -> KontextApp:
     return KontextApp(database, Settings(theme="kontext"))
 
 
-async def until(pilot: Any, condition: Callable[[], Any], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "what was waited for never came"
-        await pilot.pause(0.05)
-
-
-def shown(app: KontextApp) -> str:
-    """The screen as text."""
-    return "\n".join("".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips())
-
-
-def toasts(app: KontextApp) -> list[str]:
-    return [str(note.message) for note in app._notifications]
-
-
 async def test_ten_thousand_jobs_are_walked_and_few_rows_are_read(database):
     with queue_of(database) as conn:
         nights.add(conn, database.parent, names(10_000))
     app = app_over(database)
     async with app.run_test(size=(120, 40)) as pilot:
-        table = app.screen.query_one(JobTable) if app.screen.query(JobTable) else None
         await until(
             pilot, lambda: app.screen.query(JobTable) and len(app.screen.query_one(JobTable).numbers) == 10_000
         )
@@ -75,7 +58,7 @@ async def test_ten_thousand_jobs_are_walked_and_few_rows_are_read(database):
         await until(pilot, lambda: "IMG_09999.jpg" in shown(app))
         assert table.current == 10_000
         await pilot.press("k", "k", "ctrl+u")
-        assert table.current == 10_000 - 2 - (table.size.height - 1)
+        await until(pilot, lambda: table.current == 10_000 - 2 - (table.size.height - 1))
         assert len(table.rows) <= 3 * table.size.height
         await pilot.press("g")
         await until(pilot, lambda: "IMG_00000.jpg" in shown(app))
@@ -96,7 +79,7 @@ async def test_keys_change_jobs_and_say_so(database):
         await until(pilot, lambda: rows(database, "SELECT state FROM jobs WHERE id = 1") == [("queued",)])
         await pilot.press("g", "space", "space", "h")  # jobs 1 and 2 are marked
         await until(pilot, lambda: rows(database, "SELECT id FROM jobs WHERE state = 'held'") == [(1,), (2,)])
-        assert not table.marked
+        await until(pilot, lambda: not table.marked)
         await until(pilot, lambda: "2 jobs held; h releases" in toasts(app))
         await pilot.press("right_square_bracket", "right_square_bracket")
         await until(pilot, lambda: app.screen.view.state == "held" and list(table.numbers) == [1, 2])
@@ -137,7 +120,7 @@ async def test_the_filter_narrows_and_escape_gives_back_what_was_there(database)
         await pilot.press("slash", *"100%")
         await until(pilot, lambda: list(table.numbers) == [51])
         await pilot.press("enter")
-        assert app.focused is table
+        await until(pilot, lambda: app.focused is table)
         await pilot.press("escape")
         await until(pilot, lambda: len(table.numbers) == 52)
         await pilot.press("slash", *"q1")
@@ -229,13 +212,14 @@ async def test_where_the_app_was_left_it_opens_again(database):
         table = app.screen.query_one(JobTable)
         await until(pilot, lambda: len(table.numbers) == 11)
         await pilot.press("j", "j", "j")
+        await until(pilot, lambda: table.cursor == 3)
         was = table.current
     again = app_over(database)
     async with again.run_test(size=(100, 30)) as pilot:
         await until(
             pilot, lambda: again.screen.query(JobTable) and len(again.screen.query_one(JobTable).numbers) == 11
         )
-        assert again.screen.query_one(JobTable).current == was
+        await until(pilot, lambda: again.screen.query_one(JobTable).current == was)
         await pilot.press("escape")
         await until(pilot, lambda: len(again.screen.query_one(JobTable).numbers) == 30)
 
@@ -259,8 +243,8 @@ async def test_hostile_names_and_prompts_are_only_text(database):
             text = shown(app)
             assert "\x1b" not in text
             assert not {"\x9b", "\x07", "\u202e", "\udcff", "\x00"} & set(text)
-        assert "[@click=app.quit]x[/] \\x1b[31m" in text
-        assert "cannot [red]read\\x1b[31m" in text
+        await until(pilot, lambda: "[@click=app.quit]x[/] \\x1b[31m" in shown(app))
+        await until(pilot, lambda: "cannot [red]read\\x1b[31m" in shown(app))
         await pilot.press("asterisk", "c")
         await until(pilot, lambda: any("jobs cancelled" in note for note in toasts(app)))
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
+from textual import events
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
@@ -91,6 +92,8 @@ class KontextApp(App[str]):
         self.state: dict[str, Any] = config.load_state(database)
         """What is remembered until the next start, JSON-able; each screen has a key of its own."""
         self.worker: Started | None = None
+        self.touched = time.monotonic()
+        """When a key or the mouse was used last."""
         self._told = 0.0
         self._refused = ""
         self.register_theme(KONTEXT)
@@ -114,6 +117,11 @@ class KontextApp(App[str]):
                 loop.add_signal_handler(number, self.exit)
             except (RuntimeError, ValueError, NotImplementedError):  # not the main thread: a test, a browser
                 break
+
+    async def on_event(self, event: events.Event) -> None:
+        if isinstance(event, events.InputEvent):
+            self.touched = time.monotonic()
+        await super().on_event(event)
 
     async def on_unmount(self) -> None:
         self.remember()

@@ -28,6 +28,7 @@ from kontext_tui.screens.queue_actions import QueueActions
 from kontext_tui.telemetry import Gauge, Telemetry
 from kontext_tui.widgets.job_table import JobTable
 from kontext_tui.widgets.panels import Lines, Pane, StateTabs, TableHead
+from kontext_tui.widgets.preview import LivePreview
 from kontext_tui.widgets.topbar import TopBar
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class QueueScreen(QueueActions, Screen[None]):
     QueueScreen #detail:focus { border-top: solid $accent; }
     QueueScreen #filter { display: none; border: none; height: 1; padding: 0 1; background: $panel; }
     QueueScreen.-filtering #filter { display: block; }
-    QueueScreen.-narrow #side { display: none; }
+    QueueScreen.-narrow #side, QueueScreen.-low LivePreview { display: none; }
     QueueScreen.-wide #now-narrow { display: none; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -125,6 +126,7 @@ class QueueScreen(QueueActions, Screen[None]):
                 yield Lines(id="now-narrow")
             with Vertical(id="side"):
                 yield Lines(id="now")
+                yield LivePreview(self.home.graphics, on=self.home.settings.preview)
                 yield Pane(id="detail")
         yield Input(placeholder="part of a name or a reason, or a number", id="filter", select_on_focus=False)
         yield Footer(show_command_palette=False)
@@ -245,6 +247,8 @@ class QueueScreen(QueueActions, Screen[None]):
         if self.answer is None:
             return
         seen = self.answer.glance
+        chosen = [job for job in seen.running if job.row.id == self.table.current]
+        self.query_one(LivePreview).follow(next(iter(chosen or seen.running), None))
         panel = self.query_one("#now" if self.has_class("-wide") else "#now-narrow", Lines)
         width = max(20, panel.content_region.width or self.size.width - 2)
         narrow = panel.id == "now-narrow"

@@ -24,7 +24,7 @@ T = TypeVar("T")
 Query = Callable[Concatenate[sqlite3.Connection, P], T]
 POLL_SECONDS = 0.25
 """How often the database is asked whether anything changed: 6 us each."""
-CALM_SECONDS = 0.5
+CALM_SECONDS = 1.0
 """How often screens are told at most; workers store their progress twice a second."""
 
 

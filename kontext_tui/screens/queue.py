@@ -34,8 +34,8 @@ from kontext_tui.widgets.topbar import TopBar
 if TYPE_CHECKING:
     from kontext_tui.app import KontextApp
 
-SHARE = 100
-"""A read that took so long is not repeated for that many times as long: 1 % of a core, however many jobs."""
+SHARE = 300
+"""A read that took so long is not repeated for that many times as long: 0.3 % of a core, however many jobs."""
 GAUGE_SECONDS = 1.0
 ETA_SECONDS = 5.0
 """How often the times of those that wait are told anew: each of them changes with every step."""

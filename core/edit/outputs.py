@@ -142,11 +142,9 @@ def final_path(folder: Path, pattern: str, name: str, realpath: Callable[[str], 
     stem stands for `{stem}`. Raises OutputError where a name or a symbolic link leads out of `folder`. realpath: one
     that remembers, for many names.
     """
-    above, last = os.path.split(name)
-    stem = _fit(
-        os.path.splitext(last)[0], limit=NAME_BYTES - RESERVED_BYTES - len(os.fsencode(os.path.basename(pattern)))
-    )
-    final = folder.joinpath(above, pattern.replace("{stem}", stem))
+    source = PurePath(name)
+    stem = _fit(source.stem, limit=NAME_BYTES - RESERVED_BYTES - len(os.fsencode(PurePath(pattern).name)))
+    final = folder.joinpath(*source.parts[:-1], pattern.replace("{stem}", stem))
     require_inside(folder, final, realpath)
     return final
 
@@ -200,10 +198,9 @@ def _fit(start: str, end: str = "", limit: int = NAME_BYTES) -> str:
 
 def require_inside(folder: Path, path: Path, realpath: Callable[[str], str] = os.path.realpath) -> None:
     """Refuse a path that leads out of the folder, by its own parts or by symbolic links, with an OutputError."""
-    start, whole = os.fspath(folder), os.fspath(path)  # strings: a bulk add does this a hundred thousand times
-    base, parent = realpath(start), realpath(os.path.dirname(whole))
+    base, parent = realpath(os.fspath(folder)), realpath(os.fspath(path.parent))
     inside = parent == base or parent.startswith(base.rstrip(os.sep) + os.sep)
-    if ".." in whole[len(start) :].split(os.sep) or not inside:
+    if ".." in path.parts[len(folder.parts) :] or not inside:
         raise OutputError(f"{shown(str(path))}: leads out of the output folder; remove the link or rename the input")
 
 

@@ -6,6 +6,7 @@ Nothing heavy is imported here, and torch never: pictures are edited by worker p
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import signal
 import sqlite3
@@ -23,7 +24,7 @@ from textual.worker import WorkerFailed
 
 from core.errors import DatabaseError, KontextError
 from kontext_tui import settings as config
-from kontext_tui.feed import CALM_SECONDS, POLL_SECONDS, Changed, Feed
+from kontext_tui.feed import CALM_SECONDS, HANDS_OFF_SECONDS, POLL_SECONDS, Changed, Feed
 from kontext_tui.graphics import Graphics
 from kontext_tui.settings import Settings
 from kontext_tui.text import safe_text
@@ -107,6 +108,8 @@ class KontextApp(App[str]):
         mode = self.state.get("screen")
         self.switch_mode(mode if mode in self.MODES else "queue")
         self.set_interval(POLL_SECONDS, self._poll)
+        # What is there by then stays: the collector need not look through all of it again and again.
+        self.set_timer(3.0, lambda: gc.freeze())
         if self.settings.workers:
             self.run_worker(self._start_where_none_is)
         if self.graphics.notice:
@@ -158,7 +161,9 @@ class KontextApp(App[str]):
 
     async def _poll(self, now: bool = False) -> None:
         """Tell the screens of the current mode that the queue changed; calmly, however fast it does."""
-        if not now and time.monotonic() - self._told < CALM_SECONDS:
+        clock = time.monotonic()
+        calm = CALM_SECONDS if clock - self.touched < HANDS_OFF_SECONDS else 2 * CALM_SECONDS
+        if not now and clock - self._told < calm:
             return
         try:
             if await self.feed.changed() or now:

@@ -102,7 +102,7 @@ def test_a_sketch_looks_like_what_the_decoder_makes_of_the_same_latents(tiny, ph
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     place = Place(tmp_path)
     make_pictures(place.folder / "photos", 1)
-    enqueue(place.conn, place.folder, turns=[{"prompt": "make it night", "steps": 60}], seed=3)
+    enqueue(place.conn, place.folder, turns=[{"prompt": "make it night", "steps": 400}], seed=3)
     return place
 
 

@@ -31,7 +31,6 @@ class TorchRuntime:
     def __init__(self, transformer: Any, precision: str | None = None) -> None:
         self.transformer = transformer
         self.precision = precision or ("fp32" if transformer.dtype == torch.float32 else "bf16")
-        native.speed_up(transformer)
 
     def begin(self, conditioning: Conditioning) -> Predict:
         context = conditioning.context
@@ -57,4 +56,5 @@ def load_checkpoint(folder: Path, device: torch.device, dtype: torch.dtype) -> T
     """The runtime of a quantized checkpoint: `core.edit.quantized` says what is in the folder."""
     arithmetic = native.Native() if native.serves(device) else Emulated(CACHE_BYTES)
     transformer = load_transformer(folder, device, dtype, arithmetic)
+    native.speed_up(transformer)
     return TorchRuntime(transformer, str(read_quant_file(folder).get("recipe", "bf16")))

@@ -20,6 +20,7 @@ from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.theme import Theme
+from textual.widgets import Input
 from textual.worker import WorkerFailed
 
 from core.errors import DatabaseError, KontextError
@@ -125,6 +126,11 @@ class KontextApp(App[str]):
         if isinstance(event, events.InputEvent):
             self.touched = time.monotonic()
         await super().on_event(event)
+
+    def on_key(self, event: events.Key) -> None:
+        """What was typed before a line of text had the focus, and is no command any more, belongs into that line."""
+        if event.is_printable and isinstance(self.focused, Input):
+            self.focused.post_message(events.Key(event.key, event.character))
 
     async def on_unmount(self) -> None:
         self.remember()
@@ -250,7 +256,7 @@ class KontextApp(App[str]):
             workers = []
         if workers:
             where = ", ".join(worker.device for worker in workers)
-            self.exit(f"workers go on: {len(workers)} ({where})")
+            self.exit(f"workers go on: {len(workers)} ({safe_text(where, 60)})")
         else:
             self.exit()
 

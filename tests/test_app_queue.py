@@ -15,6 +15,7 @@ from typing import Any
 import nights
 import pytest
 from conftest import ROOT, make_pictures, rows
+from textual import events
 from watching import shown, toasts, until
 
 from core.jobs import board, claims, control
@@ -131,6 +132,20 @@ async def test_the_filter_narrows_and_escape_gives_back_what_was_there(database)
         await until(pilot, lambda: len(table.numbers) == 52)
         await pilot.press("slash", *"#52", "enter")
         await until(pilot, lambda: list(table.numbers) == [52])
+
+
+async def test_what_is_typed_at_once_after_the_slash_is_text_and_no_command(database):
+    with queue_of(database) as conn:
+        nights.add(conn, database.parent, [*names(5), "wcrq.jpg"])
+    app = app_over(database)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await until(pilot, lambda: "IMG_00001.jpg" in shown(app))
+        table = app.screen.query_one(JobTable)
+        for key, character in (("slash", "/"), *((letter, letter) for letter in "wcrq")):
+            app.post_message(events.Key(key, character))  # in one go, as a pasted text or a slow line brings them
+        await until(pilot, lambda: list(table.numbers) == [6])
+        assert app.worker is None
+        assert rows(database, "SELECT count(*) FROM jobs WHERE state = 'queued'") == [(6,)]
 
 
 async def test_sorting_goes_through_the_columns_and_a_click_on_a_heading_chooses_one(database):

@@ -14,7 +14,7 @@ from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import Screen
 from textual.timer import Timer
-from textual.widgets import Footer, Input
+from textual.widgets import Input
 
 from core.errors import KontextError
 from core.jobs.board import SORTS, Row, Sort, View
@@ -26,6 +26,7 @@ from kontext_tui.pace import Pace
 from kontext_tui.queue_view import Answer, Ask
 from kontext_tui.screens.queue_actions import QueueActions
 from kontext_tui.telemetry import Gauge, Telemetry
+from kontext_tui.widgets.hints import Hints
 from kontext_tui.widgets.job_table import JobTable
 from kontext_tui.widgets.panels import Lines, Pane, StateTabs, TableHead
 from kontext_tui.widgets.preview import LivePreview
@@ -129,7 +130,7 @@ class QueueScreen(QueueActions, Screen[None]):
                 yield LivePreview(self.home.graphics, on=self.home.settings.preview)
                 yield Pane(id="detail")
         yield Input(placeholder="part of a name or a reason, or a number", id="filter", select_on_focus=False)
-        yield Footer(show_command_palette=False)
+        yield Hints()
 
     def on_mount(self) -> None:
         self._recall()
@@ -192,18 +193,21 @@ class QueueScreen(QueueActions, Screen[None]):
         self.pace.hear(answer.glance)
         if answer.rows is not None:
             self.rows = answer.rows if moved else {**self.rows, **answer.rows}
+        if answer.steps_left is not None:
+            self.left, self._left_for = answer.steps_left, answer.glance.event
+            self._left_after = clock + 3 * SHARE * answer.left_seconds
         if answer.ahead is not None:
             self._ahead = {**self._ahead, **answer.ahead} if not moved else answer.ahead
             self._ranks_after = clock + ETA_SECONDS
             self._waits = queue_view.etas(self.rows, self._ahead, answer.glance, self.pace, self.left or 0)
-        if answer.steps_left is not None:
-            self.left, self._left_for = answer.steps_left, answer.glance.event
-            self._left_after = clock + 3 * SHARE * answer.left_seconds
         if answer.numbers is not None:
             self._ordered_for = answer.glance.event
             self._order_after = clock + SHARE * answer.order_seconds
         self._show(answer)
-        self._read_window = table.window()
+        if answer.numbers is not None:
+            self._read_window = list(answer.numbers[first : first + 3 * height])
+        elif moved:
+            self._read_window = window
         if answer.glance.event != self._ordered_for and not self.frozen:
             self._look_again(self._order_after - clock)
 
@@ -360,7 +364,7 @@ class QueueScreen(QueueActions, Screen[None]):
         field = self.query_one("#filter", Input)
         self.add_class("-filtering")
         field.value = self.view.text
-        field.focus()
+        self.set_focus(field)  # now, not a message later: what is typed next is no command
 
     @on(Input.Changed, "#filter")
     def _typed(self, message: Input.Changed) -> None:

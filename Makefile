@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint soak bench-queue pictures clean
+.PHONY: install demo test lint soak bench-queue bench-tui pictures clean
 
 install: $(STAMP)
 
@@ -34,6 +34,10 @@ soak: install
 # How fast the queue is and what it loses, beside huey and litequeue; some minutes.
 bench-queue: install
 	$(BIN)/python tests/bench_queue.py
+
+# How quick the app is over 100,000 jobs; two minutes.
+bench-tui: install
+	$(BIN)/python tests/bench_tui.py
 
 # The pictures of the README and of the model card, made again.
 pictures: install

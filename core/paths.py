@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from platformdirs import user_cache_path, user_config_path
+from platformdirs import user_cache_path, user_config_path, user_state_path
 
 APP = "kontext-tui"
 
@@ -22,3 +22,8 @@ def config_file() -> Path:
 def artifacts() -> Path:
     """Checkpoints, ONNX graphs and engines made on this machine."""
     return user_cache_path(APP) / "artifacts"
+
+
+def previews() -> Path:
+    """What workers paint for those who look on."""
+    return user_state_path(APP) / "previews"

@@ -6,6 +6,7 @@ Nothing heavy is imported here, and torch never: pictures are edited by worker p
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import signal
 import sqlite3
@@ -14,15 +15,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
+from textual import events
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.theme import Theme
+from textual.widgets import Input
 from textual.worker import WorkerFailed
 
 from core.errors import DatabaseError, KontextError
 from kontext_tui import settings as config
-from kontext_tui.feed import CALM_SECONDS, POLL_SECONDS, Changed, Feed
+from kontext_tui.feed import CALM_SECONDS, HANDS_OFF_SECONDS, POLL_SECONDS, Changed, Feed
 from kontext_tui.graphics import Graphics
 from kontext_tui.settings import Settings
 from kontext_tui.text import safe_text
@@ -92,6 +95,8 @@ class KontextApp(App[str]):
         self.state: dict[str, Any] = config.load_state(database)
         """What is remembered until the next start, JSON-able; each screen has a key of its own."""
         self.worker: Started | None = None
+        self.touched = time.monotonic()
+        """When a key or the mouse was used last."""
         self._told = 0.0
         self._refused = ""
         self.register_theme(KONTEXT)
@@ -105,6 +110,8 @@ class KontextApp(App[str]):
         mode = self.state.get("screen")
         self.switch_mode(mode if mode in self.MODES else "queue")
         self.set_interval(POLL_SECONDS, self._poll)
+        # What is there by then stays: the collector need not look through all of it again and again.
+        self.set_timer(3.0, lambda: gc.freeze())
         if self.settings.workers:
             self.run_worker(self._start_where_none_is)
         if self.graphics.notice:
@@ -115,6 +122,16 @@ class KontextApp(App[str]):
                 loop.add_signal_handler(number, self.exit)
             except (RuntimeError, ValueError, NotImplementedError):  # not the main thread: a test, a browser
                 break
+
+    async def on_event(self, event: events.Event) -> None:
+        if isinstance(event, events.InputEvent):
+            self.touched = time.monotonic()
+        await super().on_event(event)
+
+    def on_key(self, event: events.Key) -> None:
+        """What was typed before a line of text had the focus, and is no command any more, belongs into that line."""
+        if event.is_printable and isinstance(self.focused, Input):
+            self.focused.post_message(events.Key(event.key, event.character))
 
     async def on_unmount(self) -> None:
         self.remember()
@@ -151,7 +168,9 @@ class KontextApp(App[str]):
 
     async def _poll(self, now: bool = False) -> None:
         """Tell the screens of the current mode that the queue changed; calmly, however fast it does."""
-        if not now and time.monotonic() - self._told < CALM_SECONDS:
+        clock = time.monotonic()
+        calm = CALM_SECONDS if clock - self.touched < HANDS_OFF_SECONDS else 2 * CALM_SECONDS
+        if not now and clock - self._told < calm:
             return
         try:
             if await self.feed.changed() or now:
@@ -238,7 +257,7 @@ class KontextApp(App[str]):
             workers = []
         if workers:
             where = ", ".join(worker.device for worker in workers)
-            self.exit(f"workers go on: {len(workers)} ({where})")
+            self.exit(f"workers go on: {len(workers)} ({safe_text(where, 60)})")
         else:
             self.exit()
 

@@ -24,8 +24,10 @@ T = TypeVar("T")
 Query = Callable[Concatenate[sqlite3.Connection, P], T]
 POLL_SECONDS = 0.25
 """How often the database is asked whether anything changed: 6 us each."""
-CALM_SECONDS = 0.5
+CALM_SECONDS = 1.0
 """How often screens are told at most; workers store their progress twice a second."""
+HANDS_OFF_SECONDS = 10.0
+"""So long after the last key they are told half as often: who only looks on needs no more, and the machine less."""
 
 
 class Changed(Message):

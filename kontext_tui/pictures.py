@@ -84,8 +84,10 @@ def fit(size: tuple[int, int], room: tuple[int, int], cell: tuple[int, int]) -> 
 
 def cut(image: Image.Image, view: View, pixels: tuple[int, int]) -> Image.Image:
     """The part that is looked at, in so many pixels."""
-    method = Image.Resampling.BOX if view.zoom <= 1 else Image.Resampling.BICUBIC
-    return image.resize(pixels, method, box=view.box(image.size), reducing_gap=2.0)
+    box = view.box(image.size)
+    shrinks = box[2] - box[0] >= pixels[0]
+    method = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
+    return image.resize(pixels, method, box=box, reducing_gap=2.0)
 
 
 class Album:

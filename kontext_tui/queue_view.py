@@ -98,7 +98,7 @@ def at_work(job: Running, pace: Pace, width: int, *, brief: bool) -> list[Conten
     row, times = job.row, pace.steps_of(job)
     each = pace.step_seconds([job])
     left = f"{short_time(row.steps_left * each)} left" if each is not None else ""
-    count = f" {row.step}/{row.steps}"
+    device, count = safe_text(job.device, 20), f" {row.step}/{row.steps}"
     name = safe_text(row.name, 200)
     called = Content(name).truncate(max(8, width // 3), ellipsis=True) + Content(" ") if brief else Content("")
     full, rest = bar(row.step / row.steps if row.steps else 0.0, width - called.cell_length - len(count) - 1)
@@ -110,13 +110,13 @@ def at_work(job: Running, pace: Pace, width: int, *, brief: bool) -> list[Conten
     else:
         figures, spread = "loading", ""
     if brief:
-        line = spark(times, max(0, width - len(figures + spread) - len(job.device) - 3))
+        line = spark(times, max(0, width - len(figures + spread) - len(device) - 3))
         return [
-            Content.assemble((f"{job.device} ", "bold $primary"), (line, "$primary"), f" {figures}{spread}"),
+            Content.assemble((f"{device} ", "bold $primary"), (line, "$primary"), f" {figures}{spread}"),
             steps,
         ]
     lines = [
-        Content.assemble(("▶ ", "$primary"), (f"{job.device} ", "bold $primary"), (name, "bold")),
+        Content.assemble(("▶ ", "$primary"), (f"{device} ", "bold $primary"), (name, "bold")),
         Content.assemble((f"turn {row.turn}/{row.turns} ", "$foreground 60%"), safe_text(job.prompt, 300)),
         steps,
         Content.styled(spark(times, width - 1), "$primary"),
@@ -149,7 +149,7 @@ def idle(seen: Glance) -> Content:
     if seen.paused:
         return Content.assemble(("paused", "bold $warning"), ": p resumes")
     if seen.workers:
-        where = ", ".join(sorted({worker.device for worker in seen.workers}))
+        where = safe_text(", ".join(sorted({worker.device for worker in seen.workers})), 40)
         what = "starting" if seen.counts["queued"] else "nothing to do"
         return Content(f"{len(seen.workers)} at work on {where}: {what}")
     return Content.assemble(("no worker is at work", "bold"), ": w starts one")

@@ -126,7 +126,7 @@ def record(
         noise = sampling.make_noise(index, channels, height, width, like=context)
         sigmas = sampling.schedule(model.scheduler, steps, image_tokens=noise.shape[1])
 
-        def count(step: int, ms: float, latents: Tensor, done: int = index * steps) -> None:
+        def count(step: int, ms: float, latents: Tensor, outlook: object, done: int = index * steps) -> None:
             on_progress("editing the calibration pairs", done + step, len(pairs) * steps)
 
         sampling.denoise(_recorder(model.transformer, conditioning, samples), noise, sigmas, on_step=count)

@@ -19,7 +19,7 @@ from typing import Any
 
 from core.errors import UnavailableError
 
-VERSION = 1
+VERSION = 2
 """Of the calibration and refinement; raise it when they change what comes out."""
 BLOCKS = ("transformer_blocks", "single_transformer_blocks")
 ATTENTION_INPUTS = ("q", "k", "v")

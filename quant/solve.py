@@ -23,8 +23,11 @@ from torch import Tensor
 
 from core.edit import lowbit
 
-DAMPING = 0.1
-"""Of its own diagonal, and a hundredth of that of the mean one, added to a second moment before it is inverted."""
+DAMPING = 0.3
+"""Of its own diagonal, and a hundredth of that of the mean one, added to a second moment before it is inverted.
+
+Measured: 0.1 mends more of what it sees, less of what it does not (fp4: 2.5 dB of its worst edit); 1 too little.
+"""
 PAIRS = {False: (("z", "q"), ("q", "q")), True: (("z", "q"), ("q", "q"), ("z", "z"))}
 """Which second moments a linear with and without a low-rank branch is solved from."""
 HEADROOM = 1.75

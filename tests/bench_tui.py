@@ -20,9 +20,10 @@ from statistics import median
 import psutil
 from bench_queue import fill
 from machine import machine
+from PIL import Image
 from terminal import Terminal, app_command
 
-from core.jobs import claims
+from core.jobs import claims, previews
 from core.jobs.database import connect
 
 SIZE = (120, 40)
@@ -31,9 +32,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def pretend(path: Path, seconds: float) -> None:
-    """A worker whose steps take 50 ms: beats twice a second, turns and jobs as they end. Does no work itself."""
+    """A worker whose steps take 50 ms: beats twice a second, turns and jobs as they end, and a preview while somebody
+    looks. Does no work itself."""
     with closing(connect(path)) as conn:
         worker = claims.register_worker(conn, "cuda:0", "bench")
+        claims.rescue(conn)  # what an earlier run of this left
+        easel = previews.easel_for(conn, worker)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             claim = claims.claim(conn, worker)
@@ -45,12 +49,17 @@ def pretend(path: Path, seconds: float) -> None:
                 times += [1000 / STEPS_A_SECOND + len(times) % 3] * int(0.5 * STEPS_A_SECOND)
                 times = times[:28]
                 claims.beat(conn, claim, 1, times)
+                easel.after_step(claim.job.id, 1, len(times), (1200, 800), noise)
             claims.stage_turn(
                 conn, claim, 1, output_path=f"/nowhere/{claim.job.id}.png", sha256="0" * 64, size=1, step_ms=times,
                 seconds=1.4, peak_bytes=1,
             )  # fmt: skip
             claims.finish_turn(conn, claim, 1)
             claims.finish_job(conn, claim)
+
+
+def noise() -> Image.Image:
+    return Image.effect_noise((128, 128), 200).convert("RGB")
 
 
 def first_paint(folder: Path, env: dict[str, str]) -> tuple[float, float]:

@@ -53,11 +53,14 @@ class FastSession:
             os.abort()
         for step in range(resume.step if resume else 0, steps):
             time.sleep(step_ms / 1000)
-            on_step(step + 1, step_ms, None)
+            on_step(step + 1, step_ms, None, lambda: digest[:3])
         return FastEdit(ImageChops.add(image, Image.new("RGB", image.size, tuple(digest[:3]))), 0.0)
 
     def snapshot(self, step, latents):
         return FastProgress(step)
+
+    def sketch(self, latents, size):
+        return Image.new("RGB", (32, 32), tuple(latents))
 
     def peak_bytes(self) -> int:
         return peak_resident_bytes()

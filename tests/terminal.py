@@ -21,7 +21,13 @@ class Terminal:
     """A command in a pseudo-terminal of its own."""
 
     def __init__(
-        self, command: Sequence[str], *, size: tuple[int, int] = (80, 24), folder: Path, env: Mapping[str, str]
+        self,
+        command: Sequence[str],
+        *,
+        size: tuple[int, int] = (80, 24),
+        folder: Path,
+        env: Mapping[str, str],
+        term: str = "xterm-256color",
     ) -> None:
         columns, lines = size
         self.screen = pyte.Screen(columns, lines)
@@ -31,7 +37,7 @@ class Terminal:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.chdir(folder)
-            os.execve(command[0], list(command), {**env, "TERM": "xterm-256color"})
+            os.execve(command[0], list(command), {**env, "TERM": term})
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.code: int | None = None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from watching import toasts, until
 
 from core.errors import UsageError
 from core.jobs import claims
@@ -43,11 +44,9 @@ async def test_help_names_the_keys_and_escape_leaves_it(database):
     app = app_over(database)
     async with app.run_test() as pilot:
         await pilot.press("question_mark")
-        await pilot.pause()
-        assert "Leave; workers go on" in str(app.screen.keys)
+        await until(pilot, lambda: "Leave; workers go on" in str(getattr(app.screen, "keys", "")))
         await pilot.press("escape")
-        await pilot.pause()
-        assert not app.screen.is_modal
+        await until(pilot, lambda: not app.screen.is_modal)
 
 
 async def test_an_error_that_a_user_can_mend_is_a_toast_and_the_app_goes_on(database):
@@ -57,8 +56,7 @@ async def test_an_error_that_a_user_can_mend_is_a_toast_and_the_app_goes_on(data
     app = app_over(database)
     async with app.run_test(notifications=True) as pilot:
         app.run_worker(app.write(refuse))
-        await pilot.pause(0.2)
-        assert [str(n.message) for n in app._notifications] == ["no such [bold]thing[/] \\x1b[31m"]
+        await until(pilot, lambda: toasts(app) == ["no such [bold]thing[/] \\x1b[31m"])
         assert app.is_running
 
 
@@ -66,15 +64,11 @@ async def test_a_commit_of_another_process_is_told_to_the_screen(database):
     app = app_over(database)
     seen = []
     async with app.run_test(message_hook=lambda message: seen.append(type(message).__name__)) as pilot:
-        await pilot.pause(0.7)
+        await until(pilot, lambda: app.feed._version is not None)  # what was there before is known
         seen.clear()
         with closing(connect(database)) as conn:
             claims.register_worker(conn, "cpu", "0")
-        for _ in range(30):
-            await pilot.pause(0.1)
-            if "Changed" in seen:
-                break
-        assert "Changed" in seen
+        await until(pilot, lambda: "Changed" in seen)
 
 
 async def test_a_locked_database_is_waited_for_and_the_loop_stays_live(database):

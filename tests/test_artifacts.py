@@ -97,7 +97,7 @@ except artifacts.OutputError as error:
     print(error)
 """
         out, _ = python(code).communicate(timeout=30)
-        assert out == f"{paths.artifacts()}: no space left on the disk; free some (nothing half is kept)\n"
+        assert out == f"{paths.artifacts()}: file too large; free some (nothing half is kept)\n"
         assert artifacts.list_all() == left_behind() == []
         assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000
 

@@ -333,7 +333,7 @@ except artifacts.OutputError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.endswith("no space left on the disk; free some (nothing half is kept)\n"), done.stderr
+    assert done.stdout.endswith("file too large; free some (nothing half is kept)\n"), done.stderr
     assert artifacts.list_all() == []
     assert OutputError is artifacts.OutputError
 

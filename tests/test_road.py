@@ -23,7 +23,7 @@ pytest.importorskip("modelopt")
 pytest.importorskip("tensorrt_rtx_bindings")
 
 QUICK = ("--limit", "8", "--steps", "1")
-"""Calibrated on little: enough for a road, not for quality (docs/benchmarks/quality.md)."""
+"""Calibrated on little: enough for a road, not for quality (docs/benchmarks/quantization.md)."""
 TARGETS = [
     ("bf16", "sm89"),
     ("bf16", "sm120"),

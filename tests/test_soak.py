@@ -29,7 +29,14 @@ def test_whatever_happens_every_picture_is_done_once_or_has_a_reason(tmp_path):
     script = (tmp_path / "edits.yaml").read_text().replace("add fog]", "add fog, make it warmer]")
     (tmp_path / "edits.yaml").write_text(script)
     step_ms = str(seconds * 1000 / (JOBS * TURNS * 4) / 2)  # half the time is for the faults
-    environment = {"KONTEXT_TEST_STEP_MS": step_ms, "KONTEXT_TUI_CHECKPOINT_SECONDS": "0.2"}
+    environment = {
+        "KONTEXT_TEST_STEP_MS": step_ms,
+        "KONTEXT_TUI_CHECKPOINT_SECONDS": "0.2",
+        # Every 150th result meets a full disk, and some steps an error nobody knows.
+        "KONTEXT_TUI_FAILPOINT": ",".join(
+            [*(f"before_rename:nospace:{nth}" for nth in range(150, 1200, 150)), "mid_step:raise:700"]
+        ),
+    }
     assert night.run("add", "edits.yaml")[0] == 0
 
     def start() -> subprocess.Popen[bytes]:
@@ -78,6 +85,12 @@ def test_whatever_happens_every_picture_is_done_once_or_has_a_reason(tmp_path):
         subprocess.run([*_command(), "retry", "--dead"], cwd=tmp_path, env=night.env, capture_output=True)
     assert night.states() == {"done": JOBS}
     night.all_results_stand()
+    assert rows(night.database, "SELECT count(*) FROM events WHERE what = 'paused'")[0][0], "no disk was full"
+    # A turn is computed again only by an attempt that follows one which ended in the middle of it.
+    attempts = rows(night.database, "SELECT count(*) FROM attempts")[0][0]
+    again = len(night.computed()) - JOBS * TURNS
+    print(f"{again} turns computed again in {attempts - JOBS} attempts after the first")
+    assert 0 <= again <= attempts - JOBS
     times = Counter(line for line in night.computed())
     attempts = rows(
         night.database, "SELECT max(attempts) FROM (SELECT count(*) AS attempts FROM attempts GROUP BY job_id)"

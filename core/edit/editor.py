@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,10 +108,10 @@ def edit_latents(
     sigmas = sampling.schedule(model.scheduler, steps, image_tokens=latents.shape[1])
     times: list[float] = []
 
-    def record(step: int, ms: float, current: Tensor) -> None:
+    def record(step: int, ms: float, current: Tensor, outlook: Callable[[], Tensor]) -> None:
         times.append(ms)
         if on_step is not None:
-            on_step(step, ms, current)
+            on_step(step, ms, current, outlook)
 
     first_step = resume.step if resume else 0
     if resume:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -22,8 +23,9 @@ PATCH = 2  # latents are packed 2x2 into one token
 Predict = Callable[[Tensor, Tensor, bool], Tensor]
 """(latents [B, T, C], timestep [B] = sigma x 1000, full) -> velocity [B, T, C]; a step that is not `full` may reuse
 what the last full one kept of the context."""
-OnStep = Callable[[int, float, Tensor], None]
-"""(finished steps, milliseconds of this step, latents [B, T, C])."""
+OnStep = Callable[[int, float, Tensor, Callable[[], Tensor]], None]
+"""(finished steps, milliseconds of this step, latents [B, T, C], outlook): `outlook()` is where the latents would end
+if the last velocity were right all the way."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,13 @@ def denoise(
         if on_step is not None:
             synchronize(latents)
             now = time.perf_counter()
-            on_step(step + 1, (now - clock) * 1000, latents)
+            on_step(step + 1, (now - clock) * 1000, latents, partial(_outlook, latents, velocity, following))
             clock = now
     return latents
+
+
+def _outlook(latents: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
+    return latents.float() - sigma * velocity
 
 
 def synchronize(tensor: Tensor) -> None:

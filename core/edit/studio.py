@@ -50,6 +50,10 @@ class Session(Protocol):
         """What `edit` can resume from, of the latents that `on_step` was given."""
         ...
 
+    def sketch(self, latents: Any, size: tuple[int, int]) -> Image.Image:
+        """A small picture of latents that `on_step` was given, of an edit of a picture of this size."""
+        ...
+
     def peak_bytes(self) -> int:
         """The most memory in use so far: of the GPU where there is one, else of this process."""
         ...
@@ -87,6 +91,7 @@ class LoadedSession:
     run: Runtime
     precision: str = field(init=False)
     runtime: str = field(init=False)
+    _factors: Any = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.precision, self.runtime = self.run.precision, self.run.name
@@ -128,6 +133,14 @@ class LoadedSession:
         from core.edit.editor import snapshot
 
         return snapshot(step, latents)
+
+    def sketch(self, latents: Any, size: tuple[int, int]) -> Image.Image:
+        from core.edit.geometry import working_size
+        from core.edit.sketch import colour_factors, sketch
+
+        if self._factors is None:
+            self._factors = colour_factors(self.model)
+        return sketch(self.model, self._factors, latents, *working_size(*size, self.model.spec.sizes))
 
     def peak_bytes(self) -> int:
         if self.model.device.type == "cuda":

@@ -22,9 +22,10 @@ def failpoint(name: str) -> None:
 
 
 def _pass(name: str) -> None:
-    for spec in _ARMED.split(","):
-        armed, action, *nth = spec.split(":")
-        if armed == name and (not nth or int(nth[0]) == _passing(name)):
+    specs = [spec.split(":") for spec in _ARMED.split(",") if spec.split(":")[0] == name]
+    passing = _passing(name) if any(nth for _, _, *nth in specs) else 0
+    for _, action, *nth in specs:
+        if not nth or int(nth[0]) == passing:
             _act(action, name)
 
 

@@ -20,12 +20,13 @@ from core import __version__
 from core.edit import images, outputs
 from core.edit.studio import Session, Studio
 from core.errors import KontextError
-from core.jobs import checkpoints, claims, control
+from core.jobs import checkpoints, claims, control, previews
 from core.jobs.checkpoints import Checkpointer
 from core.jobs.claims import Cancelled, Claim, StaleClaim
 from core.jobs.events import Event, Listener, ignore
 from core.jobs.failpoints import failpoint
 from core.jobs.failures import Failure, Remedy, backoff_ms, classify
+from core.jobs.previews import Easel
 from core.jobs.provenance import describe, lineage
 from core.jobs.records import Turn, get_turns
 
@@ -59,9 +60,11 @@ class Worker:
     stop: Callable[[], bool] = lambda: False
     checkpoint_seconds: float = checkpoints.SECONDS
     id: int = field(init=False)
+    easel: Easel = field(init=False)
 
     def __post_init__(self) -> None:
         self.id = claims.register_worker(self.conn, self.studio.device, __version__)
+        self.easel = previews.easel_for(self.conn, self.id)
 
     def tell(self, what: str, claim: Claim | None = None, turn: int | None = None, **data: object) -> None:
         self.listener(Event(what, claim.job.id if claim else None, turn, dict(data)))
@@ -86,6 +89,7 @@ def drain(worker: Worker, *, batch_id: int | None = None, wait: Callable[[], boo
             else:
                 return
     finally:
+        worker.easel.clear()
         with suppress(sqlite3.Error):  # who finds the process gone says it
             claims.stop_worker(worker.conn, worker.id)
 
@@ -223,7 +227,7 @@ def _edit_turn(
         worker.tell("resumed", claim, turn.turn, step=resume.step, steps=turn.steps)
     last_beat = start
 
-    def on_step(step: int, ms: float, latents: object) -> None:
+    def on_step(step: int, ms: float, latents: object, outlook: Callable[[], object]) -> None:
         nonlocal last_beat
         times.append(ms)
         worker.tell("step", claim, turn.turn, step=step, steps=turn.steps, ms=ms, turns=len(turns))
@@ -233,6 +237,9 @@ def _edit_turn(
             last_beat = time.perf_counter()
             claims.beat(worker.conn, claim, turn.turn, times)
         checkpointer.after_step(step, latents, times)
+        if step < turn.steps:
+            size = source.rgb.size
+            worker.easel.after_step(claim.job.id, turn.turn, step, size, lambda: session.sketch(outlook(), size))
         failpoint("mid_step")
 
     model_size = claim.job.output_size == "model"

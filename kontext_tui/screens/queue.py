@@ -14,7 +14,7 @@ from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.screen import Screen
 from textual.timer import Timer
-from textual.widgets import Footer, Input
+from textual.widgets import Input
 
 from core.errors import KontextError
 from core.jobs.board import SORTS, Row, Sort, View
@@ -26,15 +26,17 @@ from kontext_tui.pace import Pace
 from kontext_tui.queue_view import Answer, Ask
 from kontext_tui.screens.queue_actions import QueueActions
 from kontext_tui.telemetry import Gauge, Telemetry
+from kontext_tui.widgets.hints import Hints
 from kontext_tui.widgets.job_table import JobTable
 from kontext_tui.widgets.panels import Lines, Pane, StateTabs, TableHead
+from kontext_tui.widgets.preview import LivePreview
 from kontext_tui.widgets.topbar import TopBar
 
 if TYPE_CHECKING:
     from kontext_tui.app import KontextApp
 
-SHARE = 100
-"""A read that took so long is not repeated for that many times as long: 1 % of a core, however many jobs."""
+SHARE = 300
+"""A read that took so long is not repeated for that many times as long: 0.3 % of a core, however many jobs."""
 GAUGE_SECONDS = 1.0
 ETA_SECONDS = 5.0
 """How often the times of those that wait are told anew: each of them changes with every step."""
@@ -58,7 +60,7 @@ class QueueScreen(QueueActions, Screen[None]):
     QueueScreen #detail:focus { border-top: solid $accent; }
     QueueScreen #filter { display: none; border: none; height: 1; padding: 0 1; background: $panel; }
     QueueScreen.-filtering #filter { display: block; }
-    QueueScreen.-narrow #side { display: none; }
+    QueueScreen.-narrow #side, QueueScreen.-low LivePreview { display: none; }
     QueueScreen.-wide #now-narrow { display: none; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -125,9 +127,10 @@ class QueueScreen(QueueActions, Screen[None]):
                 yield Lines(id="now-narrow")
             with Vertical(id="side"):
                 yield Lines(id="now")
+                yield LivePreview(self.home.graphics, on=self.home.settings.preview)
                 yield Pane(id="detail")
         yield Input(placeholder="part of a name or a reason, or a number", id="filter", select_on_focus=False)
-        yield Footer(show_command_palette=False)
+        yield Hints()
 
     def on_mount(self) -> None:
         self._recall()
@@ -190,18 +193,21 @@ class QueueScreen(QueueActions, Screen[None]):
         self.pace.hear(answer.glance)
         if answer.rows is not None:
             self.rows = answer.rows if moved else {**self.rows, **answer.rows}
+        if answer.steps_left is not None:
+            self.left, self._left_for = answer.steps_left, answer.glance.event
+            self._left_after = clock + 3 * SHARE * answer.left_seconds
         if answer.ahead is not None:
             self._ahead = {**self._ahead, **answer.ahead} if not moved else answer.ahead
             self._ranks_after = clock + ETA_SECONDS
             self._waits = queue_view.etas(self.rows, self._ahead, answer.glance, self.pace, self.left or 0)
-        if answer.steps_left is not None:
-            self.left, self._left_for = answer.steps_left, answer.glance.event
-            self._left_after = clock + 3 * SHARE * answer.left_seconds
         if answer.numbers is not None:
             self._ordered_for = answer.glance.event
             self._order_after = clock + SHARE * answer.order_seconds
         self._show(answer)
-        self._read_window = table.window()
+        if answer.numbers is not None:
+            self._read_window = list(answer.numbers[first : first + 3 * height])
+        elif moved:
+            self._read_window = window
         if answer.glance.event != self._ordered_for and not self.frozen:
             self._look_again(self._order_after - clock)
 
@@ -245,6 +251,8 @@ class QueueScreen(QueueActions, Screen[None]):
         if self.answer is None:
             return
         seen = self.answer.glance
+        chosen = [job for job in seen.running if job.row.id == self.table.current]
+        self.query_one(LivePreview).follow(next(iter(chosen or seen.running), None))
         panel = self.query_one("#now" if self.has_class("-wide") else "#now-narrow", Lines)
         width = max(20, panel.content_region.width or self.size.width - 2)
         narrow = panel.id == "now-narrow"
@@ -356,7 +364,7 @@ class QueueScreen(QueueActions, Screen[None]):
         field = self.query_one("#filter", Input)
         self.add_class("-filtering")
         field.value = self.view.text
-        field.focus()
+        self.set_focus(field)  # now, not a message later: what is typed next is no command
 
     @on(Input.Changed, "#filter")
     def _typed(self, message: Input.Changed) -> None:

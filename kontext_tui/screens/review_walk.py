@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from textual import on
 from textual.app import ComposeResult
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from core.edit.difference import Difference
 from core.errors import KontextError
@@ -41,6 +41,7 @@ from kontext_tui.review_state import (
 from kontext_tui.screens.prompts import LineDialog
 from kontext_tui.text import safe_text
 from kontext_tui.widgets.compare import ComparePanes, Pair
+from kontext_tui.widgets.hints import Hints
 from kontext_tui.widgets.topbar import TopBar
 from kontext_tui.widgets.turn_strip import TurnStrip
 
@@ -107,7 +108,7 @@ class WalkScreen(Screen[None]):
         yield self.strip
         yield self.words
         yield self.nothing
-        yield Footer()
+        yield Hints()
 
     # ------------------------------------------------------------ what is looked at
 

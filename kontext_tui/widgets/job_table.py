@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -150,15 +151,11 @@ Space marks jobs; what you do next is done to all that are marked, else to the o
     def show_numbers(self, numbers: array[int], *, keep: int | None = None) -> None:
         """Take a new order. The cursor stays with its job, or with `keep`; where that is gone, at its place."""
         keep = self.current if keep is None else keep
-        at_top = self.cursor == 0 and self._known is None
         self.numbers = numbers
-        if keep is not None and not at_top:
-            try:
+        self.cursor = min(self.cursor, max(0, len(numbers) - 1))
+        if keep is not None:
+            with suppress(ValueError):
                 self.cursor = numbers.index(keep)
-            except ValueError:
-                self.cursor = min(self.cursor, max(0, len(numbers) - 1))
-        else:
-            self.cursor = min(self.cursor, max(0, len(numbers) - 1))
         if self.marked:
             self.marked &= set(numbers)
         self.virtual_size = Size(self.size.width, len(numbers))

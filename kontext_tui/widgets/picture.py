@@ -119,6 +119,7 @@ class PictureFrame(Container):
         self.graphics = graphics
         self.shot: Shot | None = None
         self.view = View()
+        self._title: Content | None = None
         self.drawn: tuple[int, int] = (0, 0)
         """Columns and rows that the picture fills."""
         self._drawing: tuple[object, ...] | None = None
@@ -138,7 +139,7 @@ class PictureFrame(Container):
     def show(self, shot: Shot | None, view: View | None = None, title: str = "") -> None:
         """Look at a picture (None: nothing yet). It is drawn when it has been cut to size, a moment later."""
         self.shot, self.view = shot, view or self.view
-        self.border_title = Content(f" {safe_text(title, 200)} ") if title else None
+        self._title = Content(f" {safe_text(title, 200)} ") if title else None
         self._redraw()
 
     def look(self, view: View) -> None:
@@ -152,6 +153,7 @@ class PictureFrame(Container):
         shot, room = self.shot, (self.content_size.width, self.content_size.height)
         drawing = (shot, self.view, room)
         if drawing == self._drawing:
+            self._entitle()
             return
         self._drawing = drawing
         if shot is None or shot.image is None or self._canvas is None:
@@ -173,9 +175,15 @@ class PictureFrame(Container):
         if (columns, rows) != self.drawn:
             canvas.styles.width, canvas.styles.height = columns, rows
         self.drawn = (columns, rows)
+        self._entitle()
         self.remove_class("-problem")
         zoom = f"{self.view.zoom:.1f}×" if self.view.zoom > 1 else ""
         self.border_subtitle = Content(f" {safe_text(shot.problem or zoom)} ") if shot.problem or zoom else None
+
+    def _entitle(self) -> None:
+        """The title comes with its picture: one repaint, and never the one beside the other."""
+        if self.border_title != self._title:
+            self.border_title = self._title
 
     def _say(self, shot: Shot | None) -> None:
         """In place of a picture, the reason there is none."""
@@ -186,6 +194,7 @@ class PictureFrame(Container):
         else:
             text = "pictures are off (images = off); o opens it in a viewer"
         self.drawn = (0, 0)
+        self._entitle()
         self.border_subtitle = None
         self.add_class("-problem")
         self._problem.update(Content(text))

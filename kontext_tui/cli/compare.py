@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from core.errors import UsageError
 from kontext_tui.cli import options as opt
+from kontext_tui.cli.steps import steps as steps_told
 
 if TYPE_CHECKING:
     from quant.evaluate import BlockLoss, Edited, Subject
@@ -70,7 +72,13 @@ def compare(
     settings: dict[str, Any] = {"steps": steps or spec.steps, "guidance": spec.guidance, "seed": seed}
     edits: dict[str, list[Edited]] = {}
     losses: dict[str, list[BlockLoss]] = {}
-    with _progress((1 + len(choices)) * len(subjects), quiet=quiet) as advance:
+    total, done = (1 + len(choices)) * len(subjects), count(1)
+    with steps_told(quiet=quiet) as report:
+
+        def advance() -> None:
+            report("editing", next(done), total)
+
+        report("editing", 0, total)
         plain = open_runtime(Choice("torch", "bf16", "the reference"), loaded)
         edits["bf16"] = edit_all(loaded, plain, subjects, **settings, on_done=advance)
         for name, choice in choices.items():
@@ -167,22 +175,3 @@ def _weight_bytes(folder: Path) -> int:
     """Of the files that hold weights."""
     suffixes = {".safetensors", ".data", ".onnx", ".engine"}
     return sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in suffixes)
-
-
-def _progress(total: int, *, quiet: bool) -> Any:
-    """A context manager that gives a function to call after each edit; a bar on a terminal."""
-    from contextlib import contextmanager
-
-    @contextmanager
-    def bar() -> Any:
-        if quiet or not sys.stderr.isatty():
-            yield lambda: None
-            return
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("editing", total=total)
-            yield lambda: progress.advance(task)
-
-    return bar()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 
 from core.errors import ExitCode, UnavailableError, UsageError
 from kontext_tui.cli import options as opt
+from kontext_tui.cli.steps import steps
 
 if TYPE_CHECKING:
     from core.edit.artifacts import Artifact
@@ -66,7 +66,13 @@ def build(
     def make(folder: Path) -> dict[str, Any]:
         nonlocal made
         made = True
-        with _bar(f"{spec.name} {precision} for {target.sm}", quiet=quiet) as tell:
+        with steps(quiet=quiet, counted=False) as report:
+            title = f"building {spec.name} {precision} for {target.sm}"
+            report(title, 0, 1)
+
+            def tell(now: Progress) -> None:
+                report(f"{title}: {now.phase}" if sys.stderr.isatty() else title, now.fraction, 1)
+
             facts = engine.build(
                 graph, folder, precision=precision, profile=profile, gpu=target.sm, flavour=target.flavour,
                 on_progress=tell,
@@ -277,30 +283,3 @@ def _say(quiet: bool) -> Callable[[str], None]:
             print(line, file=sys.stderr, flush=True)
 
     return say
-
-
-@contextmanager
-def _bar(title: str, *, quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
-    """A bar on a terminal, else one line."""
-    if quiet or not sys.stderr.isatty():
-        _say(quiet)(f"building {title}")
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[phase]}", markup=False),
-    )
-    with Bars(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=1.0, phase="")
-
-        def tell(now: Progress) -> None:
-            progress.update(task, completed=now.fraction or None, phase=now.phase)
-
-        yield tell

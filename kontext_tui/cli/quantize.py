@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +10,8 @@ import typer
 
 from core.errors import UnavailableError, UsageError
 from kontext_tui.cli import options as opt
-
-Report = Callable[[str, int, int], None]
+from kontext_tui.cli.steps import say
+from kontext_tui.cli.steps import steps as steps_told
 
 
 def quantize(
@@ -55,7 +53,7 @@ def quantize(
 
     spec = find_spec(model)
     folder = locate(spec, download=True)
-    chosen = read_pairs(pairs, limit=limit, on_skip=lambda line: _say(line, quiet=quiet))
+    chosen = read_pairs(pairs, limit=limit, on_skip=lambda line: say(line, quiet=quiet))
     key = model_hash(folder / "transformer")
 
     def build(out: Path) -> dict[str, Any]:
@@ -63,8 +61,11 @@ def quantize(
         from quant.quantize import quantize as write
 
         loaded = load(spec, folder, pick_device(device))
-        with _progress(quiet=quiet) as report:
-            return write(loaded, recipe, chosen, out, model_hash=key, steps=steps, refined=refine, on_progress=report)
+        with steps_told(quiet=quiet) as report:
+            facts = write(
+                loaded, recipe, chosen, out, model_hash=key, steps=steps, refined=refine, on_progress=report
+            )
+        return {**facts, "model": model}
 
     if output is not None:
         result, facts = output, write_folder(output, build)
@@ -73,7 +74,7 @@ def quantize(
             "model": key, "precision": precision, "recipe": recipe.digest() if refine else "max",
             "calibration": f"{chosen.digest}-{steps}",
         }  # fmt: skip
-        artifact = make("checkpoint", parts, build, on_wait=lambda line: _say(line, quiet=quiet))
+        artifact = make("checkpoint", parts, build, on_wait=lambda line: say(line, quiet=quiet))
         result, facts = artifact.folder, artifact.facts
     weights = sum(path.stat().st_size for path in result.glob("*.safetensors"))
     if json:
@@ -117,45 +118,3 @@ def _require_extra() -> None:
 
     if find_spec("modelopt") is None:
         raise UnavailableError("quantizing needs NVIDIA ModelOpt: pip install 'kontext-tui[quant]'")
-
-
-def _say(line: str, *, quiet: bool) -> None:
-    from kontext_tui.text import safe_text
-
-    if not quiet:
-        print(safe_text(line), file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Report]:
-    """A bar with the time left on a terminal, a line a stage elsewhere, nothing if quiet."""
-    if quiet or not sys.stderr.isatty():
-        yield _plain(quiet=quiet)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        tasks: dict[str, Any] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done)
-
-        yield report
-
-
-def _plain(*, quiet: bool) -> Report:
-    told: set[str] = set()
-
-    def report(what: str, done: int, total: int) -> None:
-        if what not in told and not quiet:
-            _say(what, quiet=False)
-        told.add(what)
-
-    return report

@@ -36,7 +36,13 @@ class _Matches:
     paths: list[Path]
 
 
-def find_inputs(script: Script, is_result: Callable[[Path], bool] = lambda path: False) -> list[FoundInput]:
+OnFolder = Callable[[Path], None]
+"""Told of each folder before it is searched; what it raises ends the search."""
+
+
+def find_inputs(
+    script: Script, is_result: Callable[[Path], bool] = lambda path: False, on_folder: OnFolder = lambda folder: None
+) -> list[FoundInput]:
     """The script's inputs, each file once, in the order of `input` and naturally sorted within each entry.
 
     A scan never takes the script's own results for inputs: it stays out of an output folder below the scanned
@@ -48,7 +54,7 @@ def find_inputs(script: Script, is_result: Callable[[Path], bool] = lambda path:
     results = _real(script.output_folder)
     for index, pattern in enumerate(script.input):
         try:
-            matches.append(_matches(_absolute(pattern), results, is_result))
+            matches.append(_matches(_absolute(pattern), results, is_result, on_folder))
         except UsageError as error:
             problems.append(script.problem(str(error), "input", index))
     paths = _once(path for match in matches for path in match.paths)
@@ -61,14 +67,29 @@ def find_inputs(script: Script, is_result: Callable[[Path], bool] = lambda path:
     return [FoundInput(path, path.relative_to(shared).as_posix()) for path in paths]
 
 
-def _matches(path: Path, results: Path, is_result: Callable[[Path], bool]) -> _Matches:
+def pictures_below(folder: Path) -> Iterator[int]:
+    """How many pictures a script finds in a folder and its subfolders: a number for each of them, as it is searched.
+
+    No file is opened, so that neither a pipe nor a drive that sleeps is waited for. Raises UsageError where a folder
+    cannot be searched.
+    """
+    for each in _lead(folder, "**", None, lambda folder: None):
+        yield sum(_is_picture(entry) for entry in _entries(each, "*"))
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder that a scan goes into, sorted as people count. Raises UsageError as a scan does."""
+    return sorted(_lead(folder, "*", None, lambda folder: None), key=_natural)
+
+
+def _matches(path: Path, results: Path, is_result: Callable[[Path], bool], on_folder: OnFolder) -> _Matches:
     """What one absolute entry of `input` stands for; a UsageError where that is nothing."""
     root, parts = _split(path)
     if _is_folder(path):
-        root, found = path, _scan(path, ["**"], results)
+        root, found = path, _scan(path, ["**"], results, on_folder)
         nothing = f"{path} holds no pictures: none of its files ends in {', '.join(PICTURE_SUFFIXES)}"
     elif not os.path.lexists(path) and any(_MAGIC.search(part) for part in parts):
-        found = _scan(root, parts, results)
+        found = _scan(root, parts, results, on_folder)
         nothing = f"{path} matches no pictures: check the folder and the pattern"
     else:
         return _Matches(path.parent, [_existing(path)])
@@ -99,7 +120,7 @@ def _split(path: Path) -> tuple[Path, list[str]]:
     return root, parts
 
 
-def _scan(root: Path, parts: list[str], results: Path) -> list[Path]:
+def _scan(root: Path, parts: list[str], results: Path, on_folder: OnFolder) -> list[Path]:
     """The pictures below `root` that match, sorted; neither hidden ones nor those behind links to folders."""
     real = _real(root)
     below = results != real and results.is_relative_to(real)
@@ -107,19 +128,20 @@ def _scan(root: Path, parts: list[str], results: Path) -> list[Path]:
     *above, last = [*parts, "*"] if parts[-1] == "**" else parts
     folders = [root]
     for part in above:
-        folders = list(dict.fromkeys(to for folder in folders for to in _lead(folder, part, avoided)))
+        folders = list(dict.fromkeys(to for folder in folders for to in _lead(folder, part, avoided, on_folder)))
     entries = (entry for folder in folders for entry in _entries(folder, last))
     return sorted((Path(entry.path) for entry in entries if _is_picture(entry)), key=_natural)
 
 
-def _lead(folder: Path, part: str, avoided: Path | None) -> Iterator[Path]:
+def _lead(folder: Path, part: str, avoided: Path | None, on_folder: OnFolder) -> Iterator[Path]:
     """The folders that one part of a pattern leads to from `folder`."""
     if part == "**":
         waiting = [folder]
         while waiting:
             yield (folder := waiting.pop())
-            waiting += _lead(folder, "*", avoided)
+            waiting += _lead(folder, "*", avoided, on_folder)
     elif _MAGIC.search(part):
+        on_folder(folder)
         for entry in _entries(folder, part):
             is_folder = entry.is_dir(follow_symlinks=False) and not _is_picture(entry)
             if is_folder and (path := Path(entry.path)) != avoided:

@@ -17,7 +17,7 @@ Keys = Mapping[str, str]
 """The keys a mapping may have, each with what it holds: "must be ..."."""
 
 # Other readers of YAML take these unquoted words for true and false; so nobody knows what the writer meant.
-_TRUTH_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false"}
+TRUTH_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false"}
 _TEXT = {"input", "output", "model", "turn", "prompt"}
 
 
@@ -88,7 +88,7 @@ class Explainer:
             if kind is None or self._is_option(path):
                 continue
             value = strict_yaml.resolve(word)
-            is_text = isinstance(value, str) and word.lower() not in _TRUTH_WORDS
+            is_text = isinstance(value, str) and word.lower() not in TRUTH_WORDS
             if kind in _TEXT and word and not is_text:
                 yield path, f'must be text: write it in quotes: "{word}"'
             elif value is None:

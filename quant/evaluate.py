@@ -116,16 +116,17 @@ def block_losses(
         block.register_forward_hook(compare(name), with_kwargs=True) for name, block in _blocks(model.transformer)
     ]
     try:
-        model.transformer(
-            hidden_states=torch.cat([latents, conditioning.context], dim=1),
-            encoder_hidden_states=conditioning.prompt,
-            pooled_projections=conditioning.pooled,
-            timestep=torch.full([1], sigma).to(latents),
-            img_ids=conditioning.image_ids,
-            txt_ids=conditioning.text_ids,
-            guidance=conditioning.guidance,
-            return_dict=False,
-        )
+        with torch.compiler.set_stance("force_eager"):  # a compiled block runs no hooks
+            model.transformer(
+                hidden_states=torch.cat([latents, conditioning.context], dim=1),
+                encoder_hidden_states=conditioning.prompt,
+                pooled_projections=conditioning.pooled,
+                timestep=torch.full([1], sigma).to(latents),
+                img_ids=conditioning.image_ids,
+                txt_ids=conditioning.text_ids,
+                guidance=conditioning.guidance,
+                return_dict=False,
+            )
     finally:
         for hook in hooks:
             hook.remove()

@@ -40,11 +40,11 @@ def make_transformer(double: int, single: int, device: Any, dtype: Any) -> Any:
     from diffusers import FluxTransformer2DModel
 
     before = torch.get_default_dtype()
+    torch.manual_seed(0)
     torch.set_default_dtype(dtype)
     with torch.device(device):
         model = FluxTransformer2DModel(num_layers=double, num_single_layers=single, **WIDTHS)
     torch.set_default_dtype(before)
-    torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
             torch.nn.init.normal_(module.weight, std=module.in_features**-0.5)

@@ -41,12 +41,11 @@ SOFTMAX_SCALE = 1.0 / lowbit.E4M3_MAX
 class Arithmetic(Protocol):
     """The operations of quantized layers."""
 
-    def activation(self, x: Tensor, layer: QuantLinear) -> Tensor:
-        """The input [..., in] of a linear as its quantizer leaves it."""
-        ...
+    rounds_attention: bool
+    """Whether attention rounds its inputs; only then is there something to mix them for."""
 
-    def weight(self, layer: QuantLinear, like: Tensor) -> Tensor:
-        """The weight [out, in] in the dtype of `like`."""
+    def product(self, x: Tensor, layer: QuantLinear) -> Tensor:
+        """A linear [..., in] -> [..., out] with its bias, without its low-rank branch."""
         ...
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, scales: AttentionScales | None) -> Tensor:
@@ -104,7 +103,7 @@ class QuantLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.pre_quant_scale is not None:
             x = x * self.pre_quant_scale.to(x.dtype)
-        y = F.linear(self.arithmetic.activation(x, self), self.arithmetic.weight(self, x), _as(self.bias, x))
+        y = self.arithmetic.product(x, self)
         if self.svdquant_lora_a is not None and self.svdquant_lora_b is not None:
             y = y + F.linear(F.linear(x, self.svdquant_lora_a.to(x.dtype)), self.svdquant_lora_b.to(x.dtype))
         return y
@@ -116,9 +115,14 @@ class Emulated:
     Dequantized weights are kept as long as they take less than `cache_bytes` together.
     """
 
+    rounds_attention = True
+
     def __init__(self, cache_bytes: int = 0) -> None:
         self.cache_bytes = cache_bytes
         self._weights: WeakKeyDictionary[QuantLinear, Tensor] = WeakKeyDictionary()
+
+    def product(self, x: Tensor, layer: QuantLinear) -> Tensor:
+        return F.linear(self.activation(x, layer), self.weight(layer, x), _as(layer.bias, x))
 
     def activation(self, x: Tensor, layer: QuantLinear) -> Tensor:
         return lowbit.round_nvfp4(x, layer.input_scale) if layer.is_fp4 else lowbit.round_e4m3(x, layer.input_scale)
@@ -179,7 +183,7 @@ class AttentionProcessor:
             value = torch.cat([heads(attn.add_v_proj(text)), value], dim=1)
         if image_rotary_emb is not None:
             query, key = rotate(query, *image_rotary_emb), rotate(key, *image_rotary_emb)
-        if self.scales is not None and self.scales.hadamard:
+        if self.arithmetic.rounds_attention and self.scales is not None and self.scales.hadamard:
             for_query, for_key = hadamard_matrices(attn.head_dim)
             query, key = query @ for_query.to(query), key @ for_key.to(key)
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))

@@ -53,7 +53,7 @@ def compare(
 ) -> None:
     """The same edits in several precisions: how near they come to the unquantized model, how fast, how large."""
     from core.edit.models import find_spec, locate
-    from core.edit.runtimes import PRECISIONS, choose
+    from core.edit.runtimes import PRECISIONS, Choice, choose
 
     subjects = _subjects(input, prompt, pairs)
     spec = find_spec(model)
@@ -71,7 +71,8 @@ def compare(
     edits: dict[str, list[Edited]] = {}
     losses: dict[str, list[BlockLoss]] = {}
     with _progress((1 + len(choices)) * len(subjects), quiet=quiet) as advance:
-        edits["bf16"] = edit_all(loaded, TorchRuntime(loaded.transformer), subjects, **settings, on_done=advance)
+        plain = open_runtime(Choice("torch", "bf16", "the reference"), loaded)
+        edits["bf16"] = edit_all(loaded, plain, subjects, **settings, on_done=advance)
         for name, choice in choices.items():
             run = open_runtime(choice, loaded)
             edits[name] = edit_all(loaded, run, subjects, **settings, reference=edits["bf16"], on_done=advance)

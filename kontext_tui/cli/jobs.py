@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,7 @@ from kontext_tui.text import safe_text
 
 if TYPE_CHECKING:
     from core.jobs.records import Turn
+    from kontext_tui.cli.enqueue import Overrides
 
 State = Annotated[
     list[str] | None,
@@ -36,15 +38,21 @@ def add(
         str | None, typer.Option(metavar="TIME", help="Start no earlier than in 90m, 2h, 1h30m.", show_default=False)
     ] = None,
     priority: Annotated[int, typer.Option(help="Higher ones are edited first.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Queue nothing: say how many pictures, and what they will take.")
+    ] = False,
     db: opt.Db = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Queue a script's pictures; `work` edits them. Asking twice for the same edit queues it once."""
-    from kontext_tui.cli.enqueue import Overrides, enqueue
+    from kontext_tui.cli.enqueue import Overrides, enqueue, sentence
     from kontext_tui.cli.report import clock
 
     overrides = Overrides(input, output, model, precision, runtime, steps, seed)
+    if dry_run:
+        _estimate(script, overrides, db, json=json)
+        return
     start = opt.start_time(at, after)
     with opt.open_queue(db) as conn:
         added = enqueue(conn, script, overrides, again=again, quiet=quiet, run_after=start, priority=priority)
@@ -53,12 +61,42 @@ def add(
 
         print_json({"batch": added.batch_id, "jobs": [{"job": j, "added": how} for j, how in added.jobs.items()]})
     elif not quiet:
-        parts = [
-            f"{added.count('new', 'again')} queued" + (f", to start from {clock(start)}" if start else ""),
-            *([f"{added.count('waiting')} in the queue already"] if added.count("waiting") else []),
-            *([f"{added.count('done')} done before"] if added.count("done") else []),
-        ]
-        print(", ".join(parts))
+        print(sentence(added, clock(start) if start else ""))
+
+
+def _estimate(script: Path, overrides: Overrides, db: Path | None, *, json: bool) -> None:
+    """What adding would queue; the queue itself need not exist."""
+    from contextlib import ExitStack
+
+    from core import paths
+    from core import script as scripts
+    from core.jobs.estimate import look, measured
+    from kontext_tui.estimates import told
+
+    prospect = look(scripts.load(script, overrides.given()))
+    with ExitStack() as stack:
+        there = paths.database(db).exists()
+        found = measured(stack.enter_context(opt.open_queue(db, create=False)), prospect) if there else None
+    if not json:
+        for line in told(prospect, found):
+            print(line)
+        return
+    from kontext_tui.cli.report import print_json
+
+    choice = prospect.choice
+    print_json(
+        {
+            "pictures": prospect.pictures,
+            "turns": prospect.turns,
+            "steps": prospect.steps,
+            "runtime": choice.runtime if choice else None,
+            "precision": choice.precision if choice else None,
+            "seconds": prospect.steps * found.step_seconds if found else None,
+            "peak_bytes": found.peak_bytes if found else None,
+            "weight_bytes": prospect.weight_bytes,
+            "measured_turns": found.turns if found else 0,
+        }
+    )
 
 
 def status(db: opt.Db = None, json: opt.Json = False) -> None:

@@ -177,13 +177,12 @@ class QueueActions(Base):
         self.run_worker(partial(self._add, path))
 
     async def _add(self, path: str) -> None:
-        from kontext_tui.cli.enqueue import Overrides, enqueue
+        from core import script as scripts
+        from kontext_tui.cli.enqueue import prepare, sentence
 
-        added = await self.home.write(enqueue, Path(path), Overrides(), again=False, quiet=True)
-        self.home.toast(
-            f"{added.count('new', 'again')} queued, {added.count('waiting')} in the queue already,"
-            f" {added.count('done')} done before"
-        )
+        # Reading pictures takes its time: what else is done to the queue does not wait for it.
+        prepared = await self.home.in_background(lambda: prepare(scripts.load(Path(path))))
+        self.home.toast(sentence(await self.home.write(prepared.add)))
 
     # ------------------------------------------------------------ other screens
 

@@ -9,8 +9,10 @@ from core.edit.runtimes import Choice, Runtime
 def open_runtime(choice: Choice, model: Model) -> Runtime:
     """Make ready what `choose` chose. Raises UnavailableError for an artifact that must not be used."""
     if choice.artifact is None:
+        from core.edit.native import speed_up
         from core.edit.runtimes.torch_runtime import TorchRuntime
 
+        speed_up(model.transformer)
         return TorchRuntime(model.transformer)
     from core.edit.artifacts import check
 

@@ -1,17 +1,20 @@
 """The `torch` runtime: diffusers' transformer as it is, or one loaded from a quantized checkpoint.
 
-Unquantized it computes in BF16 on a GPU and in float32 on a CPU. A quantized checkpoint is emulated: every number is
-rounded as the low-bit kernels round it, with no gain in speed.
+Unquantized it computes in BF16 on a GPU and in float32 on a CPU. A quantized checkpoint runs on a GPU's own FP8
+products (`core.edit.native`) where there are any. Elsewhere it is emulated: every number is rounded as the low-bit
+kernels round it, with no gain in speed.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from core.edit import native
 from core.edit.quantized import Emulated, load_transformer, read_quant_file
 from core.edit.sampling import Conditioning, Predict
 
@@ -33,16 +36,17 @@ class TorchRuntime:
         context = conditioning.context
 
         def predict(latents: Tensor, timestep: Tensor, full: bool) -> Tensor:
-            velocity: Tensor = self.transformer(
-                hidden_states=torch.cat([latents, context], dim=1),
-                encoder_hidden_states=conditioning.prompt,
-                pooled_projections=conditioning.pooled,
-                timestep=timestep / 1000,
-                img_ids=conditioning.image_ids,
-                txt_ids=conditioning.text_ids,
-                guidance=conditioning.guidance,
-                return_dict=False,
-            )[0]
+            with native.fastest_attention() if latents.is_cuda else nullcontext():
+                velocity: Tensor = self.transformer(
+                    hidden_states=torch.cat([latents, context], dim=1),
+                    encoder_hidden_states=conditioning.prompt,
+                    pooled_projections=conditioning.pooled,
+                    timestep=timestep / 1000,
+                    img_ids=conditioning.image_ids,
+                    txt_ids=conditioning.text_ids,
+                    guidance=conditioning.guidance,
+                    return_dict=False,
+                )[0]
             return velocity[:, : latents.shape[1]]
 
         return predict
@@ -50,5 +54,7 @@ class TorchRuntime:
 
 def load_checkpoint(folder: Path, device: torch.device, dtype: torch.dtype) -> TorchRuntime:
     """The runtime of a quantized checkpoint: `core.edit.quantized` says what is in the folder."""
-    transformer = load_transformer(folder, device, dtype, Emulated(CACHE_BYTES))
+    arithmetic = native.Native() if native.serves(device) else Emulated(CACHE_BYTES)
+    transformer = load_transformer(folder, device, dtype, arithmetic)
+    native.speed_up(transformer)
     return TorchRuntime(transformer, str(read_quant_file(folder).get("recipe", "bf16")))

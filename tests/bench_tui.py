@@ -21,7 +21,7 @@ import psutil
 from bench_queue import fill
 from machine import machine
 from PIL import Image
-from terminal import Terminal, app_command
+from terminal import XTERM, Terminal, app_command
 
 from core.jobs import claims, previews
 from core.jobs.database import connect
@@ -65,7 +65,7 @@ def noise() -> Image.Image:
 def first_paint(folder: Path, env: dict[str, str]) -> tuple[float, float]:
     """Seconds from the start of the command to the first name of a job on the screen, and seconds of processor time
     until then: on a machine with nothing else to do they are nearly the same."""
-    terminal = Terminal(app_command(), size=SIZE, folder=folder, env=env)
+    terminal = Terminal(app_command(), size=SIZE, folder=folder, env=env, answers=XTERM)
     try:
         while b"IMG_" not in terminal.output:
             terminal.read(1.0, parse=False)
@@ -128,7 +128,7 @@ def main() -> None:
         env = {**os.environ, **home, "COLORTERM": "truecolor"}
         paints = [first_paint(folder, env) for _ in range(6)][1:]  # the first one reads the disk
         worker = subprocess.Popen([sys.executable, __file__, "--pretend", str(path), "600"], env=env)
-        terminal = Terminal(app_command(), size=SIZE, folder=folder, env=env)
+        terminal = Terminal(app_command(), size=SIZE, folder=folder, env=env, answers=XTERM)
         try:
             terminal.wait_for("running")
             process = psutil.Process(terminal.pid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -15,6 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pyte
+
+XTERM = {rb"\x1b\[c": b"\x1b[?64;1;2;6;9;15;18;21;22c"}
+"""What a terminal says of itself: no Sixels, no pictures."""
 
 
 class Terminal:
@@ -28,7 +32,13 @@ class Terminal:
         folder: Path,
         env: Mapping[str, str],
         term: str = "xterm-256color",
+        pixels: tuple[int, int] = (0, 0),
+        answers: Mapping[bytes, bytes] | None = None,
     ) -> None:
+        """pixels: of the whole window, where the terminal tells. answers: regular expressions of questions that are
+        written to the terminal, and what it says; groups of the question may be used in it."""
+        self.answers = dict(answers or {})
+        self._asked = 0
         columns, lines = size
         self.screen = pyte.Screen(columns, lines)
         self.stream = pyte.ByteStream(self.screen)
@@ -38,7 +48,7 @@ class Terminal:
         if self.pid == 0:
             os.chdir(folder)
             os.execve(command[0], list(command), {**env, "TERM": term})
-        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, *pixels))
         self.code: int | None = None
 
     def read(self, seconds: float = 0.0, *, parse: bool = True) -> bytes:
@@ -51,9 +61,19 @@ class Terminal:
         except OSError:  # the other end is closed
             return b""
         self.output += data
+        self._answer()
         if parse:
             self.stream.feed(data)
         return data
+
+    def _answer(self) -> None:
+        seen = bytes(self.output[self._asked :])
+        last = max(0, len(self.output) - 64)  # a question that has not come whole
+        for question, answer in self.answers.items():
+            for found in re.finditer(question, seen):
+                os.write(self.fd, found.expand(answer))
+                last = max(last, self._asked + found.end())
+        self._asked = max(last, self._asked)
 
     def send(self, keys: str) -> None:
         os.write(self.fd, keys.encode())

@@ -103,7 +103,7 @@ class QueueScreen(QueueActions, Screen[None]):
         self._ordered_for = self._left_for = -1
         """Events up to which the order and the steps left were read."""
         self._read_window: list[int] = []
-        self._order_after = self._left_after = self._ranks_after = 0.0
+        self._order_after = self._left_after = self._ranks_after = self._now_shown = 0.0
         self._fresh = False
         self._dirty = self._loading = False
         self._late: Timer | None = None
@@ -250,6 +250,7 @@ class QueueScreen(QueueActions, Screen[None]):
     def _show_now(self) -> None:
         if self.answer is None:
             return
+        self._now_shown = time.monotonic()
         seen = self.answer.glance
         chosen = [job for job in seen.running if job.row.id == self.table.current]
         self.query_one(LivePreview).follow(next(iter(chosen or seen.running), None))
@@ -301,7 +302,9 @@ class QueueScreen(QueueActions, Screen[None]):
         self.gauges = await self.home.in_background(self._telemetry.sample)
         for gauge in self.gauges:
             self.history.setdefault(gauge.name, deque(maxlen=HISTORY)).append(float(gauge.used))
-        if self.answer is None or not self.answer.glance.running:  # else with the next steps, in a moment
+        # Where steps are told of, with the next of them: one repaint for both.
+        told = self.answer is not None and self.answer.glance.running
+        if not told or time.monotonic() - self._now_shown > 3 * GAUGE_SECONDS:
             self._show_now()
 
     def on_resize(self, event: events.Resize) -> None:

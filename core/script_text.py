@@ -50,7 +50,12 @@ def _scalar(value: str | int | float, indent: str) -> str:
         if isinstance(value, float) and not math.isfinite(value):
             return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
         return str(value)
-    plain = _PLAIN.fullmatch(value) and value.isprintable() and value.lower() not in TRUTH_WORDS
+    plain = (
+        _PLAIN.fullmatch(value)
+        and value == value.strip()
+        and value.isprintable()
+        and value.lower() not in TRUTH_WORDS
+    )
     if plain and isinstance(strict_yaml.resolve(value), str):
         return value
     rows = value.split("\n")

@@ -69,10 +69,10 @@ class Terminal:
     def _answer(self) -> None:
         seen = bytes(self.output[self._asked :])
         last = max(0, len(self.output) - 64)  # a question that has not come whole
-        for question, answer in self.answers.items():
-            for found in re.finditer(question, seen):
-                os.write(self.fd, found.expand(answer))
-                last = max(last, self._asked + found.end())
+        found = ((m, answer) for question, answer in self.answers.items() for m in re.finditer(question, seen))
+        for question, answer in sorted(found, key=lambda each: each[0].start()):  # as terminals do: in order
+            os.write(self.fd, question.expand(answer))
+            last = max(last, self._asked + question.end())
         self._asked = max(last, self._asked)
 
     def send(self, keys: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -119,6 +119,18 @@ def plan_kinds(
         tints=np.array([draft.tint for draft in drafts], np.int64),
         wanted=np.array([draft.wanted for draft in drafts], np.int64),
     )
+
+
+def part(plan: Plan, rows: slice) -> Plan:
+    """Some of a plan's pairs."""
+    start, stop, _ = rows.indices(len(plan.kinds))
+    mine = (plan.pair >= start) & (plan.pair < stop)
+    cut = {
+        name: getattr(plan, name)[rows]
+        for name in ("kinds", "prompts", "plain_prompts", "backdrops", "crops", "gains", "plain", "behind", "effects",
+                     "tints", "wanted")
+    }  # fmt: skip
+    return replace(plan, layers=plan.layers[mine], pair=plan.pair[mine] - start, depth=plan.depth[mine], **cut)
 
 
 def draft_pair(index: Index, kind: str, size: tuple[int, int], rng: random.Random, *, held_out: bool) -> Draft:

@@ -7,7 +7,6 @@ bits as one that was never stopped.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,9 @@ def restore(
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def save(folder: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any], split_mib: float | None = None) -> None:
+def save(
+    folder: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any], split_mib: float | None = None
+) -> None:
     """Write a state beside the last one and then in its place: a run that dies while saving loses nothing."""
     fresh = folder.with_name(folder.name + ".new")
     fresh.mkdir(parents=True, exist_ok=True)
@@ -65,8 +66,8 @@ def save(folder: Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any], s
     (fresh / INFO).write_text(json.dumps({**info, "parts": len(parts)}, indent=1))
     gone = folder.with_name(folder.name + ".old")
     if folder.exists():
-        os.replace(folder, gone)
-    os.replace(fresh, folder)
+        folder.replace(gone)
+    fresh.replace(folder)
     if gone.exists():
         for old in gone.iterdir():
             old.unlink()

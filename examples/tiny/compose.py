@@ -19,25 +19,33 @@ CHANGED = 1 / 32
 
 @dataclass(frozen=True)
 class Pairs:
-    """source and target [N, 3, H, W] in 0..1, whole 8-bit levels; mask [N, 1, H, W]: 1 where they differ; subject
-    [N, 1, H, W]: how opaque the last changed thing stands there."""
+    """source and target [N, 3, H, W] in 0..1, whole 8-bit levels; mask [N, 1, H, W]: 1 where they differ.
+
+    things [N, L, H, W] (or None): at each level of the pile, where a thing that changed stands, before or after.
+    """
 
     source: Tensor
     target: Tensor
     mask: Tensor
-    subject: Tensor
+    things: Tensor | None
 
 
 @torch.no_grad()
-def compose(pixels: Pixels, plan: Plan) -> Pairs:
-    """Draw a plan's pairs. No autocast: half precision would show in the gradients of skies."""
+def compose(pixels: Pixels, plan: Plan, *, things: bool = False) -> Pairs:
+    """Draw a plan's pairs, and with `things` where those stand that change.
+
+    No autocast: half precision would show in the gradients of skies.
+    """
     device = pixels.sprites.device
     width, height = plan.size
     with torch.autocast(device.type, enabled=False):
         canvas = _backdrops(pixels, plan)  # [2 N, 3, H, W]: before and after of pair 0, of pair 1 ...
-        subject = torch.zeros(len(plan.kinds), 1, height, width, device=device)
-        for level in range(int(plan.depth.max()) + 1 if len(plan.depth) else 0):
-            _paste(pixels, plan, np.flatnonzero(plan.depth == level), canvas, subject)
+        levels = int(plan.depth.max()) + 1 if len(plan.depth) else 0
+        standing = (
+            torch.zeros(len(plan.kinds), levels, height, width, dtype=torch.bool, device=device) if things else None
+        )
+        for level in range(levels):
+            _paste(pixels, plan, level, canvas, standing)
         pairs = _levels(canvas).view(len(plan.kinds), 2, 3, height, width)
         source, target = pairs[:, 0].clone(), pairs[:, 1].clone()
         tints = torch.from_numpy(plan.tints).to(device)
@@ -45,7 +53,7 @@ def compose(pixels: Pixels, plan: Plan) -> Pairs:
             rows = [row for row, effect in enumerate(plan.effects) if effect == name]
             target[rows] = _levels(effects.apply(name, target[rows], tints[rows]))
         mask = ((source - target).abs().amax(1, keepdim=True) > CHANGED).float()
-    return Pairs(source, target, mask, subject)
+    return Pairs(source, target, mask, standing)
 
 
 def _levels(image: Tensor) -> Tensor:
@@ -71,14 +79,17 @@ def _backdrops(pixels: Pixels, plan: Plan) -> Tensor:
         rows = [2 * row + 1 for row, behind in enumerate(plan.behind) if behind == way]
         if rows:
             canvas[rows] = (
-                effects.blur(canvas[rows], 4.0) if way == "blur" else effects.apply("bw", canvas[rows], torch.empty(0))
+                effects.blur(canvas[rows], 4.0)
+                if way == "blur"
+                else effects.apply("bw", canvas[rows], torch.empty(0))
             )
     return canvas
 
 
-def _paste(pixels: Pixels, plan: Plan, entries: np.ndarray, canvas: Tensor, subject: Tensor) -> None:
+def _paste(pixels: Pixels, plan: Plan, level: int, canvas: Tensor, standing: Tensor | None) -> None:
     """Paste one level of things, at most one a picture, with the shadow that each throws."""
     device = canvas.device
+    entries = np.flatnonzero(plan.depth == level)
     layers = {name: plan.layers[entries, column] for column, name in enumerate(LAYER_FIELDS)}
     pair = plan.pair[entries]
     changed = (layers["before"] != layers["after"]) | (layers["colour"] != layers["colour_after"])
@@ -86,12 +97,15 @@ def _paste(pixels: Pixels, plan: Plan, entries: np.ndarray, canvas: Tensor, subj
         rows = np.flatnonzero(layers[shown])
         if not len(rows):
             continue
-        drawn = _draw(pixels, {name: torch.from_numpy(layers[name][rows]).to(device) for name in layers}, colour, plan)
+        drawn = _draw(
+            pixels, {name: torch.from_numpy(layers[name][rows]).to(device) for name in layers}, colour, plan
+        )
         where = torch.from_numpy(2 * pair[rows] + side).to(device)
         canvas[where] = _over(canvas[where], drawn)
-        moved = np.flatnonzero(changed[rows])
-        if len(moved):
-            subject[torch.from_numpy(pair[rows][moved]).to(device)] = drawn[torch.from_numpy(moved).to(device), 3:]
+        if standing is not None and changed[rows].any():
+            moved = np.flatnonzero(changed[rows])
+            opaque = drawn[torch.from_numpy(moved).to(device), 3] > 0.7
+            standing[torch.from_numpy(pair[rows][moved]).to(device), level] |= opaque
 
 
 def _draw(pixels: Pixels, layers: dict[str, Tensor], colour: str, plan: Plan) -> Tensor:

@@ -1,4 +1,4 @@
-"""Look at the training data: `python -m examples.tiny.data SHEET.png` draws pairs of every kind with their prompts."""
+"""Look at the training data: `python -m examples.tiny.data SHEET.png` draws pairs of every kind with their words."""
 
 from __future__ import annotations
 

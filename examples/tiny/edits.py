@@ -17,8 +17,9 @@ is the only right answer."""
 CELLS = tuple((column, row) for row in range(3) for column in range(3))
 NAMES = tuple(COLOURS)
 NO_COLOUR = (float("nan"),) * 3
-SOLO = ("add", "remove", "replace", "recolour", "background", "background plain", "background blur", "background grey")
-BACKGROUNDS = SOLO[4:]
+SOLO = ("add", "remove", "replace", "recolour", "background", "background plain", "background blur",
+        "background grey")  # fmt: skip
+"""Kinds that have more bystanders."""
 
 
 @dataclass
@@ -113,7 +114,8 @@ class Draft:
         return Layer(
             noun, self.drawing(noun), cx + rng.uniform(-0.04, 0.04), cy + rng.uniform(-0.04, 0.04),
             *self.widths(rng.uniform(0.28, 0.4)), flip=1.0 if rng.random() < 0.6 else -1.0,
-            turn=0.0 if rng.random() < 0.5 else rng.uniform(-0.22, 0.22), colour=colour, colour_after=colour, cell=cell,
+            turn=0.0 if rng.random() < 0.5 else rng.uniform(-0.22, 0.22), colour=colour, colour_after=colour,
+            cell=cell,
         )  # fmt: skip
 
     def widths(self, share: float) -> tuple[float, float]:
@@ -170,13 +172,12 @@ class Draft:
     def _backdrop(self) -> Behind:
         rng, kind = self.rng, self.kind
         chance, everywhere = rng.random(), kind in EFFECTS
-        if chance >= 0.5 or (everywhere and chance >= 0.2):
-            wanted = "photo"
-        else:
-            wanted = "scene" if chance < 0.3 else "pattern"
+        photo = chance >= 0.5 or (everywhere and chance >= 0.2)
+        wanted = "photo" if photo else "scene" if chance < 0.3 else "pattern"
         fits = [
             i for i, b in enumerate(self.index.backdrops)
-            if b.kind == wanted and b.held_out == self.held_out and not (kind == "remove people" and "people" in b.shows)
+            if b.kind == wanted and b.held_out == self.held_out
+            and not (kind == "remove people" and "people" in b.shows)
         ]  # fmt: skip
         scale = rng.uniform(0.75, 1) if wanted == "scene" else rng.uniform(0.45, 1)
         gamma, gains = 1.0, (1.0, 1.0, 1.0)
@@ -318,8 +319,9 @@ EDITS: dict[str, Callable[[Draft], None]] = {
     **{name: partial(effect, name=name) for name in EFFECTS},
 }  # fmt: skip
 WEIGHTS = {
-    "add": 0.17, "add coloured": 0.035, "add several": 0.035, "remove": 0.11, "remove all": 0.05, "remove people": 0.05,
-    "replace": 0.17, "recolour": 0.1, "background": 0.045, "background plain": 0.025, "background blur": 0.015,
+    "add": 0.17, "add coloured": 0.035, "add several": 0.035, "remove": 0.11, "remove all": 0.05,
+    "remove people": 0.05, "replace": 0.17, "recolour": 0.1, "background": 0.045, "background plain": 0.025,
+    "background blur": 0.015,
     "background grey": 0.015, "nothing": 0.035, "compound": 0.09, **dict.fromkeys(EFFECTS, 0.0075),
 }  # fmt: skip
 """How often training meets each kind. Adding and replacing were the slowest to learn, effects the quickest."""

@@ -37,7 +37,9 @@ def recolour(image: Tensor, colours: Tensor) -> Tensor:
     level = 0.2 + 0.65 * light
     hue = torch.where(level < 0.5, colour * 2 * level, colour + (1 - colour) * (2 * level - 1))
     mean = colour.mean(1, keepdim=True)
-    grey = torch.where(mean < 0.2, 0.03 + 0.3 * light, torch.where(mean > 0.9, 0.68 + 0.32 * light, 0.2 + 0.55 * light))
+    grey = torch.where(
+        mean < 0.2, 0.03 + 0.3 * light, torch.where(mean > 0.9, 0.68 + 0.32 * light, 0.2 + 0.55 * light)
+    )
     colourless = (colour.amax(1, keepdim=True) - colour.amin(1, keepdim=True)) < 0.01
     return torch.where(colourless, grey.expand_as(hue), hue)
 

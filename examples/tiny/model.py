@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.edit import sampling
+from core.edit import editor, sampling
 from core.edit.loading import Model, load
 from core.edit.models import find_spec, locate
 from examples.tiny import vocabulary
@@ -120,6 +120,18 @@ def image_ids(size: tuple[int, int], like: Tensor) -> Tensor:
     return torch.cat([sampling.token_ids(height, width, context=context, like=like) for context in (False, True)])
 
 
+def to_tokens(model: Model, image: Tensor) -> Tensor:
+    """Pictures [N, 3, H, W] in 0..1 as float32 tokens."""
+    return sampling.pack(editor.encode(model, (2 * image - 1).to(model.vae.dtype))).float()
+
+
+def through_vae(model: Model, image: Tensor) -> Tensor:
+    """Pictures as they come out of the VAE, in 8-bit levels."""
+    tokens = to_tokens(model, image).to(model.vae.dtype)
+    pixels = editor.decode(model, tokens, image.shape[3], image.shape[2]).float()
+    return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round() / 255
+
+
 def velocity(
     net: nn.ModuleDict, noisy: Tensor, context: Tensor, clip: Tensor, t5: Tensor, sigma: Tensor, ids: Tensor
 ) -> Tensor:
@@ -141,7 +153,7 @@ def velocity(
 def write_model(
     source: Path, target: Path, blank: nn.ModuleDict, weights: Mapping[str, Tensor], shard: str = "1GB"
 ) -> None:
-    """A diffusers folder in BF16: `weights` (named as trainable()'s parameters) in the trained parts, the rest copied.
+    """A diffusers folder in BF16: `weights` (named as trainable()'s) in the trained parts, the rest copied.
 
     blank: modules of the same shapes, which are overwritten. shard: the largest file, as "15MB".
     """

@@ -91,6 +91,13 @@ def plan_kinds(
 ) -> Plan:
     """A plan of these kinds, one pair each."""
     drafts = [draft_pair(index, kind, size, rng, held_out=held_out) for kind in kinds]
+    return plan_drafts(drafts, kinds, rng, rough=not held_out, plain_words=plain_words)
+
+
+def plan_drafts(
+    drafts: Sequence[Draft], kinds: Sequence[str], rng: random.Random, *, rough: bool, plain_words: float = 0.0
+) -> Plan:
+    """Drafts of one size as a plan. rough: with mistypings and words left out."""
     rows, pair, depth = [], [], []
     for number, draft in enumerate(drafts):
         for level, layer in enumerate(draft.layers):
@@ -100,10 +107,10 @@ def plan_kinds(
     order = np.argsort(np.array(depth, np.int64), kind="stable")
     plains = tuple(words.plain(draft.orders) for draft in drafts)
     return Plan(
-        size=size,
+        size=drafts[0].size,
         kinds=tuple(kinds),
         prompts=tuple(
-            easy if rng.random() < plain_words else words.say(draft.orders, rng, rough=not held_out)
+            easy if rng.random() < plain_words else words.say(draft.orders, rng, rough=rough)
             for draft, easy in zip(drafts, plains, strict=True)
         ),
         plain_prompts=plains,
@@ -145,5 +152,7 @@ def draft_pair(index: Index, kind: str, size: tuple[int, int], rng: random.Rando
     if rng.random() < 0.55 and first != "background plain":
         EDITS[rng.choice((first, "add", "remove", "recolour", "replace"))](draft)
     else:
-        EDITS[rng.choice(("bw", "sepia", "night", "fog", "golden", "invert", "bright", "dark", "blur", "sketch"))](draft)
+        EDITS[rng.choice(("bw", "sepia", "night", "fog", "golden", "invert", "bright", "dark", "blur", "sketch"))](
+            draft
+        )
     return draft

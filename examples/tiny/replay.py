@@ -1,7 +1,7 @@
 """The replay buffer: pairs as latents, each used several times before a new one takes its place.
 
-Compositing and encoding a pair costs as much as a few training steps on it. Which pairs lie where is a function of the
-seed and the step alone, so a resumed run makes the same buffer again.
+Compositing and encoding a pair costs as much as a few training steps on it. Which pairs lie where is a function of
+the seed and the step alone, so a resumed run makes the same buffer again.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from core.edit import editor, sampling
 from core.edit.loading import Model
 from examples.tiny import plans
 from examples.tiny.bank import Index, Pixels
 from examples.tiny.compose import compose
 from examples.tiny.edits import WEIGHTS
-from examples.tiny.model import token_ids
+from examples.tiny.model import through_vae, to_tokens, token_ids
 from examples.tiny.plans import SIZES, Plan, Recipe
 
 KINDS = tuple(WEIGHTS)
@@ -82,14 +81,18 @@ class Ring:
         at = self.made % self.capacity
         for name, values in batch.items():
             if name not in self.parts:
-                self.parts[name] = torch.empty(self.capacity, *values.shape[1:], dtype=values.dtype, device=values.device)
+                self.parts[name] = torch.empty(
+                    self.capacity, *values.shape[1:], dtype=values.dtype, device=values.device
+                )
             self.parts[name][at : at + count] = values
         self.made += count
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
         rows = torch.randint(self.filled, (count,), generator=generator, device=generator.device)
         parts = {name: values[rows] for name, values in self.parts.items()}
-        return Batch(size=self.size, **{k: v.float() if v.is_floating_point() else v.long() for k, v in parts.items()})
+        return Batch(
+            size=self.size, **{k: v.float() if v.is_floating_point() else v.long() for k, v in parts.items()}
+        )
 
 
 class Plans(Dataset[tuple[Plan, Tensor, Tensor]]):
@@ -108,8 +111,8 @@ class Replay:
     """Rings of all sizes, kept as full as the schedule says."""
 
     def __init__(
-        self, model: Model, index: Index, pixels: Pixels, recipe: Recipe, seed: int, schedule: Schedule, step: int = 0,
-        workers: int = 0,
+        self, model: Model, index: Index, pixels: Pixels, recipe: Recipe, seed: int, schedule: Schedule,
+        step: int = 0, workers: int = 0,
     ) -> None:  # fmt: skip
         self.model, self.pixels, self.recipe, self.seed, self.schedule = model, pixels, recipe, seed, schedule
         total = sum(recipe.sizes.values())
@@ -185,18 +188,6 @@ def encode_pairs(model: Model, pixels: Pixels, plan: Plan, seed: str) -> tuple[T
         found.append((to_tokens(model, context), to_tokens(model, part.target), weight))
     source, target, weights = (torch.cat(each) for each in zip(*found, strict=True))
     return source, target, weights
-
-
-def to_tokens(model: Model, image: Tensor) -> Tensor:
-    """Pictures [N, 3, H, W] in 0..1 as float32 tokens."""
-    return sampling.pack(editor.encode(model, (2 * image - 1).to(model.vae.dtype))).float()
-
-
-def through_vae(model: Model, image: Tensor) -> Tensor:
-    """Pictures as they come out of the VAE, in 8-bit levels."""
-    tokens = to_tokens(model, image).to(model.vae.dtype)
-    pixels = editor.decode(model, tokens, image.shape[3], image.shape[2]).float()
-    return ((pixels / 2 + 0.5).clamp(0, 1) * 255).round() / 255
 
 
 def _trips(rng: random.Random, kind: str) -> int:

@@ -11,7 +11,9 @@ from torch import Tensor
 GAP, CAPTION = 4, 16  # pixels
 
 
-def contact_sheet(rows: Sequence[tuple[Sequence[Tensor], str]], *, columns: int = 4, height: int = 128) -> Image.Image:
+def contact_sheet(
+    rows: Sequence[tuple[Sequence[Tensor], str]], *, columns: int = 4, height: int = 128
+) -> Image.Image:
     """Each entry's pictures ([3, H, W] in 0..1) in a strip, with its caption; `columns` strips side by side."""
     strips = [_strip(pictures, caption, height) for pictures, caption in rows]
     width = max(strip.width for strip in strips)
@@ -23,7 +25,7 @@ def contact_sheet(rows: Sequence[tuple[Sequence[Tensor], str]], *, columns: int 
 
 
 def _strip(pictures: Sequence[Tensor], caption: str, height: int) -> Image.Image:
-    images = [_image(picture) for picture in pictures]
+    images = [to_image(picture) for picture in pictures]
     widths = [round(image.width * height / image.height) for image in images]
     strip = Image.new("RGB", (sum(widths) + GAP * len(images), height + CAPTION), "white")
     x = 0
@@ -37,6 +39,7 @@ def _strip(pictures: Sequence[Tensor], caption: str, height: int) -> Image.Image
     return strip
 
 
-def _image(picture: Tensor) -> Image.Image:
+def to_image(picture: Tensor) -> Image.Image:
+    """[3, H, W] in 0..1 as an RGB picture."""
     array = picture.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     return Image.fromarray((array * 255).round().astype(np.uint8))

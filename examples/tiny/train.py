@@ -1,7 +1,7 @@
 """Train kontext-tiny: `python -m examples.tiny.train RUN --minutes 9`.
 
-RUN is a folder: RUN/model is the model so far (a diffusers folder in BF16, the moving average of the weights), RUN/state
-what training goes on from, RUN/log.jsonl the learning curve. Called again with the same RUN it goes on.
+RUN is a folder: RUN/model is the model so far (a diffusers folder in BF16, the moving average of the weights),
+RUN/state what training goes on from, RUN/log.jsonl the learning curve. Called again with the same RUN it goes on.
 
 Rectified flow: the model sees (1 - t) image + t noise and the context image, and learns noise - image
 (https://arxiv.org/abs/2209.03003); block matrices by Muon, the rest by AdamW.
@@ -23,7 +23,16 @@ from torch import Tensor, nn
 
 from core.edit.loading import Model
 from examples.tiny import bank, checkpoint
-from examples.tiny.model import SHIPPED, image_ids, open_model, start_anew, trainable, velocity, with_words, write_model
+from examples.tiny.model import (
+    SHIPPED,
+    image_ids,
+    open_model,
+    start_anew,
+    trainable,
+    velocity,
+    with_words,
+    write_model,
+)
 from examples.tiny.plans import SIZE_WEIGHTS, Recipe
 from examples.tiny.replay import KINDS, Batch, Replay, Schedule
 
@@ -58,7 +67,7 @@ class Trainer:
         self.step = 0
 
     def take(self, batch: Batch, rate: float) -> tuple[Tensor, Tensor]:
-        """One step at `rate` of the learning rates; the loss and the error of each sample where it must change [N]."""
+        """One step at `rate` of the learning rates; the loss and the error of each sample where it must change."""
         generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + self.step)
         error = flow_error(self.net, batch, generator)
         loss = (error * batch.weight).sum() / batch.weight.sum()
@@ -156,7 +165,8 @@ def train(args: argparse.Namespace) -> None:
     schedule = Schedule(args.pairs, args.batch, args.buffer // args.pairs, args.prefill // args.pairs, args.reuse)
     replay = Replay(half_vae(model), index, pixels, recipe, args.seed, schedule, trainer.step, args.workers)
     log.write(step=trainer.step, event="start", device=_name(device), torch=torch.__version__,
-              parameters=sum(p.numel() for p in net.parameters()), seconds=round(time.monotonic() - clock, 1))  # fmt: skip
+              parameters=sum(p.numel() for p in net.parameters()),
+              seconds=round(time.monotonic() - clock, 1))  # fmt: skip
 
     def save(name: str) -> None:
         write_model(source, args.run / "model", blank, trainer.average, args.shard)
@@ -242,13 +252,17 @@ def _sizes(text: str) -> Iterator[tuple[str, float]]:
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="folder of the run; goes on where it stopped")
     parser.add_argument("--start", type=Path, default=SHIPPED, help="model to start from")
     parser.add_argument("--from-scratch", action="store_true", help="keep only the start's VAE and tokenizers")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this long, start-up included")
     parser.add_argument("--steps", type=float, default=float("inf"), help="stop after this many more steps")
-    parser.add_argument("--decay-minutes", type=float, default=0, help="learning rate down to 0 over the last minutes")
+    parser.add_argument(
+        "--decay-minutes", type=float, default=0, help="learning rate down to 0 over the last minutes"
+    )
     parser.add_argument("--decay-steps", type=float, default=0, help="the same over the last of --steps")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default=None)
@@ -261,7 +275,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--muon", type=float, default=Rates.muon)
     parser.add_argument("--adamw", type=float, default=Rates.adamw)
     parser.add_argument("--average", type=float, default=Rates.average, help="how much of the moving average stays")
-    parser.add_argument("--sizes", type=lambda t: list(_sizes(t)), default=list(SIZE_WEIGHTS.items()), help="1:1=3,3:2=1 ...")
+    parser.add_argument(
+        "--sizes", type=lambda t: list(_sizes(t)), default=list(SIZE_WEIGHTS.items()), help="1:1=3,3:2=1 ..."
+    )
     parser.add_argument("--report", type=int, default=REPORT, help="steps between lines of the log")
     parser.add_argument("--save-minutes", type=float, default=4)
     parser.add_argument("--split-mib", type=float, default=None, help="largest file of the state, in MiB")

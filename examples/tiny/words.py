@@ -1,8 +1,8 @@
 """From an edit to a sentence, as different people would write it.
 
 The same edit is said in many ways: a template of `phrases`, a frame around it, American or British spelling, other
-names of the thing, typing mistakes, words left out or exchanged. The last two teach what no list of phrasings can: that
-an unknown verb before "the dog" is more likely to remove it than to do nothing.
+names of the thing, typing mistakes, words left out or exchanged. The last two teach what no list of phrasings can:
+that an unknown verb before "the dog" is more likely to remove it than to do nothing.
 """
 
 from __future__ import annotations
@@ -18,9 +18,15 @@ TEXT_TOKENS = 48
 """What the T5 prompt is padded or cut to."""
 
 # Of a template without slots only these may go: the others say what is wanted.
-STOP = frozenset("make it the a an image photo picture this into turn look like to of with is in".split())
+STOP = frozenset(
+    ("make", "it", "the", "a", "an", "image", "photo", "picture", "this", "into", "turn", "look", "like", "to", "of",
+     "with", "is", "in")
+)  # fmt: skip
 # Of a template with slots anything may go but these.
-TELLING = frozenset("background behind scene color all every each any no not without instead both never two three".split())
+TELLING = frozenset(
+    ("background", "behind", "scene", "color", "all", "every", "each", "any", "no", "not", "without", "instead",
+     "both", "never", "two", "three")
+)  # fmt: skip
 KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 
 
@@ -154,9 +160,8 @@ def _loosen(template: str, rng: random.Random) -> str:
 
 def _nonsense(rng: random.Random) -> str:
     """A word that nobody knows, which may stand for a verb that the model does not."""
-    return "".join(rng.choice("bcdfglmnprstvwz") + rng.choice("aeiou") for _ in range(rng.choice((1, 2, 2)))) + rng.choice(
-        ("", "t", "n", "sh", "ck")
-    )
+    syllables = (rng.choice("bcdfglmnprstvwz") + rng.choice("aeiou") for _ in range(rng.choice((1, 2, 2))))
+    return "".join(syllables) + rng.choice(("", "t", "n", "sh", "ck"))
 
 
 def _short(orders: Sequence[Order], rng: random.Random) -> list[str]:

@@ -69,6 +69,8 @@ class Draft:
     tint: int = 0
     wanted: int = -1
     kind: str = ""
+    people: float = 0.1
+    """Share of people among things that are not asked to be either."""
     before: Behind = field(init=False)
     after: Behind = field(init=False)
 
@@ -93,7 +95,7 @@ class Draft:
         """A noun not yet on the picture, nor shown by its background."""
         nouns, shown = self.index.nouns, self.index.backdrops[self.before.number].shows
         if people is None:
-            people = "people" not in shown and self.rng.random() < 0.1
+            people = "people" not in shown and self.rng.random() < self.people
         while True:
             number = self.rng.randrange(len(nouns))
             if number not in self.used and nouns[number].person == people and nouns[number].name not in shown:

@@ -54,7 +54,10 @@ class Examiner:
         return figures.edit(self.model, image, prompts, steps=self.args.steps, seed=self.args.seed)
 
     def pairs(self, kind: str, count: int, size: str = "1:1") -> tuple[Plan, Pairs]:
-        plan = plan_kinds(self.index, [kind] * count, SIZES[size], self.rng(kind, size), held_out=True)
+        plan = plan_kinds(
+            self.index, [kind] * count, SIZES[size], self.rng(kind, size), held_out=True,
+            people=0 if self.args.plain else 0.1,
+        )  # fmt: skip
         return plan, compose(self.pixels, plan, things=True)
 
     def prompts(self, plan: Plan) -> tuple[str, ...]:
@@ -271,7 +274,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--phrase-each", type=int, default=12, help="pairs of each held-out phrasing")
     parser.add_argument("--drift-each", type=int, default=24, help="pictures that go through five turns")
     parser.add_argument("--aspect-each", type=int, default=48, help="pairs of each kind and size")
-    parser.add_argument("--plain", action="store_true", help="ask in the plainest words only")
+    parser.add_argument(
+        "--plain", action="store_true", help="plainest words and no people, as the first release was measured"
+    )
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--device", default=None)

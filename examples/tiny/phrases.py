@@ -1,8 +1,8 @@
 """What people say: the templates of every kind of edit, as data. `words` fills them and roughens them.
 
 Slots: {x} a noun, {xs} its plural, {y} another noun, {c} a colour, {s} a scene, {p} a place (with its space, or
-empty), {n} a number. A template is an order ("remove the {x}") and may get a frame ("could you ...?"); one that starts with
-"=" is a whole sentence and gets none. American spelling here: `words` makes it British now and then.
+empty), {n} a number. A template is an order ("remove the {x}") and may get a frame ("could you ...?"); one that
+starts with "=" is a whole sentence and gets none. American spelling here: `words` makes it British now and then.
 """
 
 from __future__ import annotations

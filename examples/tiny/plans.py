@@ -88,9 +88,10 @@ def plan_kinds(
     *,
     held_out: bool,
     plain_words: float = 0.0,
+    people: float = 0.1,
 ) -> Plan:
     """A plan of these kinds, one pair each."""
-    drafts = [draft_pair(index, kind, size, rng, held_out=held_out) for kind in kinds]
+    drafts = [draft_pair(index, kind, size, rng, held_out=held_out, people=people) for kind in kinds]
     return plan_drafts(drafts, kinds, rng, rough=not held_out, plain_words=plain_words)
 
 
@@ -140,9 +141,11 @@ def part(plan: Plan, rows: slice) -> Plan:
     return replace(plan, layers=plan.layers[mine], pair=plan.pair[mine] - start, depth=plan.depth[mine], **cut)
 
 
-def draft_pair(index: Index, kind: str, size: tuple[int, int], rng: random.Random, *, held_out: bool) -> Draft:
+def draft_pair(
+    index: Index, kind: str, size: tuple[int, int], rng: random.Random, *, held_out: bool, people: float = 0.1
+) -> Draft:
     """One pair of a kind (a key of EDITS or EFFECTS, or "compound")."""
-    draft = Draft(index, size, rng, held_out=held_out)
+    draft = Draft(index, size, rng, held_out=held_out, people=people)
     draft.start(kind)
     if kind != "compound":
         EDITS[kind](draft)

@@ -16,6 +16,8 @@ from examples.tiny.words import articles, capital, plural
 
 SCORE = -6.0
 """Log probability of a new piece: above any spelling of it in two or more pieces, below words that had one."""
+UNUSED = -9.0
+"""A word below this score loses to its own spelling."""
 METASPACE = "▁"  # how a tokenizer marks the start of a word
 
 
@@ -34,10 +36,12 @@ def grow(tokenizer_file: Path, words: list[str]) -> int:
     """Append the words a Unigram tokenizer.json does not know, and their capitals; how many pieces it now has."""
     content = json.loads(tokenizer_file.read_text())
     vocabulary: list[list[object]] = content["model"]["vocab"]
-    known = {piece for piece, _ in vocabulary}
+    known = {str(entry[0]): entry for entry in vocabulary}
     for word in words:
         for piece in (METASPACE + word, METASPACE + capital(word)):
-            if piece not in known and len(word) > 1:
+            if len(word) > 1 and piece not in known:
                 vocabulary.append([piece, SCORE])
+            elif len(word) > 1 and float(str(known[piece][1])) < UNUSED:
+                known[piece][1] = SCORE
     tokenizer_file.write_text(json.dumps(content, ensure_ascii=False))
     return len(vocabulary)

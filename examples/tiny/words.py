@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from examples.tiny import phrases
 
@@ -74,8 +74,21 @@ def say(orders: Sequence[Order], rng: random.Random, *, rough: bool = True) -> s
 
 def plain(orders: Sequence[Order]) -> str:
     """The plainest sentence for these edits."""
-    text = " and ".join(templates(order.kind)[0].format(**_slots(order.slots)) for order in orders)
+    text = " and ".join(templates(order.kind)[0].format(**_slots(_first_names(order.slots))) for order in orders)
     return capital(articles(text))
+
+
+def _first_names(slots: Slots) -> Slots:
+    """Things by the bank's names for them."""
+    names = {other: name for name, others in phrases.NAMES.items() for other in others}
+
+    def first(noun: str) -> str:
+        for start in (0, noun.find(" ") + 1):
+            if noun[start:] in names:
+                return noun[:start] + names[noun[start:]]
+        return noun
+
+    return replace(slots, x=first(slots.x), y=first(slots.y))
 
 
 def articles(text: str) -> str:

@@ -22,7 +22,7 @@ from examples.tiny.words import TEXT_TOKENS
 
 SHIPPED = Path(__file__).parents[2] / "core" / "data" / "kontext-tiny"
 GUIDANCE = 2.5
-PARTS = {"transformer": "transformer", "text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2"}
+PARTS = ("transformer", "text_encoder", "text_encoder_2")
 """Folders of what is trained; the rest of a model's folder is copied."""
 
 
@@ -45,7 +45,7 @@ def with_words(source: Path, target: Path, index: Index) -> None:
     """Copy a model's folder and let its T5 know every word of the templates, each as the mean of its old pieces."""
     from transformers import AutoTokenizer, T5EncoderModel
 
-    shutil.copytree(source, target, dirs_exist_ok=True)
+    copy_model(source, target, leave=set())
     folder, old = target / "tokenizer_2", AutoTokenizer.from_pretrained(source / "tokenizer_2")
     encoder = T5EncoderModel.from_pretrained(source / "text_encoder_2", dtype=torch.float32)
     first = encoder.config.vocab_size
@@ -150,6 +150,15 @@ def velocity(
     return found[:, : noisy.shape[1]]
 
 
+def copy_model(source: Path, target: Path, leave: set[str]) -> None:
+    """A model's folder without some of its parts. Files are written anew: a read-only source gives no such copies."""
+    for file in source.rglob("*"):
+        inside = file.relative_to(source)
+        if file.is_file() and inside.parts[0] not in leave:
+            (target / inside).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target / inside)
+
+
 def write_model(
     source: Path, target: Path, blank: nn.ModuleDict, weights: Mapping[str, Tensor], shard: str = "1GB"
 ) -> None:
@@ -157,12 +166,7 @@ def write_model(
 
     blank: modules of the same shapes, which are overwritten. shard: the largest file, as "15MB".
     """
-    target.mkdir(parents=True, exist_ok=True)
-    for entry in source.iterdir():
-        if entry.is_file():
-            shutil.copyfile(entry, target / entry.name)
-        elif entry.name not in PARTS:
-            shutil.copytree(entry, target / entry.name, dirs_exist_ok=True)
+    copy_model(source, target, leave=set(PARTS))
     missing = blank.load_state_dict({k: v.detach().cpu() for k, v in weights.items()}, strict=False)
     if missing.unexpected_keys:
         raise ValueError(f"weights that the model has no place for: {missing.unexpected_keys[:3]}")

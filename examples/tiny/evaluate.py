@@ -41,6 +41,7 @@ class Examiner:
 
     def __init__(self, folder: Path, out: Path, args: argparse.Namespace) -> None:
         self.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.set_float32_matmul_precision("high")
         self.model: Model = open_model(folder, self.device)
         self.index: Index = bank.read_index()
         self.pixels: Pixels = bank.read_pixels(self.index, self.device)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core.edit import native
 from core.edit.loading import Model
 from examples.tiny import bank, checkpoint
 from examples.tiny.model import (
@@ -126,11 +127,12 @@ def flow_error(net: nn.ModuleDict, batch: Batch, generator: torch.Generator) -> 
 def prepare_gpu(net: nn.ModuleDict) -> None:
     """Fast and safe on a GPU: TF32, no cuDNN attention (it read out of bounds on one machine), compiled blocks.
 
-    The first size compiles for itself, the second for any; compiling the VAE too would take longer than it saves.
+    The first size compiles for itself, the second for all others. Compiling the VAE too would take longer than it
+    saves, and so would letting cuDNN try its convolutions for each size.
     """
     torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
     torch.backends.cuda.enable_cudnn_sdp(False)
+    native.use_own_attention(net["transformer"])
     net["transformer"].compile_repeated_blocks()  # type: ignore[operator]
 
 
@@ -181,8 +183,7 @@ def train(args: argparse.Namespace) -> None:
         minutes = (time.monotonic() - clock) / 60
         if minutes >= args.minutes or trainer.step - first >= args.steps:
             break
-        left = min(args.minutes - minutes, float("inf"))
-        decayed = 1 - left / args.decay_minutes if args.decay_minutes else 0.0
+        decayed = 1 - (args.minutes - minutes) / args.decay_minutes if args.decay_minutes else 0.0
         if args.decay_steps:
             decayed = max(decayed, 1 - (first + args.steps - trainer.step) / args.decay_steps)
         generator = torch.Generator(device).manual_seed(args.seed * 1_000_003 + trainer.step + 500_000_000)

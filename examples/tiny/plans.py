@@ -21,7 +21,7 @@ SIZES = {
     "384": (384, 384),
 }  # fmt: skip
 """Working sizes (width, height) in pixels. The first five have 252 to 260 tokens of 16 x 16 pixels; the last 576."""
-SIZE_WEIGHTS = {"1:1": 0.66, "3:2": 0.08, "2:3": 0.08, "16:9": 0.07, "9:16": 0.07, "384": 0.04}
+SIZE_WEIGHTS = {"1:1": 0.7, "3:2": 0.07, "2:3": 0.07, "16:9": 0.06, "9:16": 0.06, "384": 0.04}
 
 LAYER_FIELDS = ("sprite", "cx", "cy", "w", "h", "flip", "turn", "colour", "colour_after", "before", "after")
 COMPOUND_FIRST = {"add": 0.2, "remove": 0.25, "replace": 0.2, "recolour": 0.25, "background plain": 0.1}

@@ -132,6 +132,17 @@ def test_every_kind_can_be_drafted_at_every_size(index: bank.Index) -> None:
     assert set(WEIGHTS) == {*EDITS, "compound"}
 
 
+def test_a_thing_is_not_called_thing_beside_others(index: bank.Index) -> None:
+    """Nor in a sentence about two."""
+    for kind in ("remove", "recolour", "replace", "compound"):
+        called = []
+        for seed in range(150):
+            draft = draft_pair(index, kind, SIZES["1:1"], random.Random(seed), held_out=False)
+            if any(order.slots.x in phrases.OBJECT for order in draft.orders):
+                called.append(sum(layer.before for layer in draft.layers))
+        assert set(called) == (set() if kind == "compound" else {1})
+
+
 def test_sizes_cost_the_same_and_are_chosen_by_aspect() -> None:
     same = {name: size for name, size in SIZES.items() if name != "384"}
     assert all(250 <= width * height // 256 <= 262 for width, height in same.values())

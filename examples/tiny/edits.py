@@ -155,12 +155,18 @@ class Draft:
         return self.rng.choice((name, name, name, *phrases.NAMES.get(name, ())))
 
     def call(self, layer: Layer) -> str:
-        """What the thing is called on this picture, so that nothing else there is meant."""
+        """What the thing is called on this picture, so that nothing else there is meant, nor what is yet to come."""
         rng, noun = self.rng, self.index.nouns[layer.noun]
         others = [other for other in self.layers if other is not layer and other.before]
-        if not others and rng.random() < 0.12:
+        alone = self.kind != "compound"
+        if alone and not others and rng.random() < 0.12:
             return rng.choice(phrases.OBJECT)
-        if noun.person and not any(self.index.nouns[other.noun].person for other in others) and rng.random() < 0.2:
+        if (
+            alone
+            and noun.person
+            and not any(self.index.nouns[other.noun].person for other in others)
+            and rng.random() < 0.2
+        ):
             return rng.choice(phrases.PERSON)
         name = self.name(layer.noun)
         return f"{NAMES[layer.colour]} {name}" if layer.colour >= 0 and rng.random() < 0.3 else name

@@ -37,17 +37,17 @@ from examples.tiny.model import (
 from examples.tiny.plans import SIZE_WEIGHTS, Recipe
 from examples.tiny.replay import KINDS, Batch, Replay, Schedule
 
-WARM_UP = 200  # steps
 CONTEXT_NOISE = 0.12
 REPORT = 100  # steps between lines of the log
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates, and the moving average's slowness."""
+    """Learning rates, the steps to reach them, and the moving average's slowness."""
 
     muon: float = 3e-3
     adamw: float = 1e-3
+    warm_up: int = 200
     average: float = 0.9985
 
 
@@ -86,11 +86,12 @@ class Trainer:
             weights = [p.detach() for p in self.net.parameters()]
             torch._foreach_lerp_(list(self.average.values()), weights, 1 - keep)
             changed = (batch.weight > 1).float()
+            changed += changed.sum(1, keepdim=True) == 0  # where nothing must change, everything counts
             return loss.detach(), (error.detach() * changed).sum(1) / changed.sum(1).clamp_min(1)
 
     def rate(self, decayed: float) -> float:
         """The share of the learning rate: warming up at first, and down to 0 as `decayed` goes from 0 to 1."""
-        return min(1.0, (self.step + 1) / WARM_UP) * max(0.0, 1 - decayed)
+        return min(1.0, (self.step + 1) / self.rates.warm_up) * max(0.0, 1 - decayed)
 
 
 def split_parameters(net: nn.ModuleDict) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -156,7 +157,7 @@ def train(args: argparse.Namespace) -> None:
     if args.from_scratch and not (args.run / "state").exists():
         start_anew(net, args.seed)
     blank = copy.deepcopy(net).cpu()
-    trainer = Trainer(net, Rates(args.muon, args.adamw, args.average), args.seed, device)
+    trainer = Trainer(net, Rates(args.muon, args.adamw, args.warm_up, args.average), args.seed, device)
     if (args.run / "state").exists():
         tensors, info = checkpoint.load(args.run / "state")
         checkpoint.restore(tensors, net, trainer.average, trainer.optimizers)
@@ -275,6 +276,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--reuse", type=int, default=6, help="times that a pair is used")
     parser.add_argument("--muon", type=float, default=Rates.muon)
     parser.add_argument("--adamw", type=float, default=Rates.adamw)
+    parser.add_argument("--warm-up", type=int, default=Rates.warm_up, help="steps to the full learning rates")
     parser.add_argument("--average", type=float, default=Rates.average, help="how much of the moving average stays")
     parser.add_argument(
         "--sizes", type=lambda t: list(_sizes(t)), default=list(SIZE_WEIGHTS.items()), help="1:1=3,3:2=1 ..."

@@ -125,7 +125,7 @@ def flow_error(net: nn.ModuleDict, batch: Batch, generator: torch.Generator) -> 
     return ((found.float() - (noise - batch.target)) ** 2).mean(2)
 
 
-def prepare_gpu(net: nn.ModuleDict) -> None:
+def prepare_gpu(net: nn.ModuleDict, *, eager: bool) -> None:
     """Fast and safe on a GPU: TF32, no cuDNN attention (it read out of bounds on one machine), compiled blocks.
 
     The first size compiles for itself, the second for all others. Compiling the VAE too would take longer than it
@@ -134,7 +134,8 @@ def prepare_gpu(net: nn.ModuleDict) -> None:
     torch.set_float32_matmul_precision("high")
     torch.backends.cuda.enable_cudnn_sdp(False)
     native.use_own_attention(net["transformer"])
-    net["transformer"].compile_repeated_blocks()  # type: ignore[operator]
+    if not eager:
+        net["transformer"].compile_repeated_blocks()  # type: ignore[operator]
 
 
 def half_vae(model: Model) -> Model:
@@ -163,7 +164,7 @@ def train(args: argparse.Namespace) -> None:
         checkpoint.restore(tensors, net, trainer.average, trainer.optimizers)
         trainer.step = info["step"]
     if device.type == "cuda":
-        prepare_gpu(net)
+        prepare_gpu(net, eager=args.eager)
     recipe = Recipe(sizes=dict(args.sizes))
     schedule = Schedule(args.pairs, args.batch, args.buffer // args.pairs, args.prefill // args.pairs, args.reuse)
     replay = Replay(half_vae(model), index, pixels, recipe, args.seed, schedule, trainer.step, args.workers)
@@ -282,6 +283,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--sizes", type=lambda t: list(_sizes(t)), default=list(SIZE_WEIGHTS.items()), help="1:1=3,3:2=1 ..."
     )
     parser.add_argument("--report", type=int, default=REPORT, help="steps between lines of the log")
+    parser.add_argument("--eager", action="store_true", help="compile nothing (on a GPU)")
     parser.add_argument("--save-minutes", type=float, default=4)
     parser.add_argument("--split-mib", type=float, default=None, help="largest file of the state, in MiB")
     parser.add_argument("--shard", default="1GB", help="largest weights file of the model, as 15MB")

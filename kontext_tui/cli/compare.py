@@ -92,9 +92,22 @@ def compare(
         name: {**summarize(each), "bytes": sizes.get(name), "runtime": _runtime(choices, name)}
         for name, each in edits.items()
     }
+    if input is None and pairs is None:
+        _keep(folder, report, edits=len(subjects), steps=settings["steps"], seed=seed)
     if sheet:
         contact_sheet(subjects, edits).save(sheet)
     _show(report, losses, edits, json=json)
+
+
+def _keep(folder: Path, report: dict[str, dict[str, Any]], **settings: int) -> None:
+    """The edits that ship are the same for everyone: what they came to is shown again by `models` and the app."""
+    from datetime import UTC, datetime
+
+    from core.edit.inventory import keep_comparison
+    from core.edit.store import model_hash
+
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    keep_comparison(model_hash(folder / "transformer"), {"precisions": report, "created": created, **settings})
 
 
 def _subjects(inputs: list[Path] | None, prompts: list[str] | None, pairs: Path | None) -> list[Subject]:
@@ -128,7 +141,7 @@ def _show(
     *,
     json: bool,
 ) -> None:
-    from kontext_tui.cli.narrate import size
+    from kontext_tui.cli.models import print_comparison
     from kontext_tui.cli.report import print_json, print_table
 
     if json:
@@ -147,24 +160,11 @@ def _show(
         worst = {name: [vars(loss) for loss in each] for name, each in losses.items()}
         print_json({"precisions": report, "edits": details, "blocks": worst})
         return
-    rows = [
-        (
-            name,
-            str(values["runtime"]),
-            *(f"{values[key]:.{digits}f}" if key in values else "" for key, digits in _COLUMNS.items()),
-            size(values["bytes"]) if values["bytes"] else "",
-        )
-        for name, values in report.items()
-    ]
-    print_table(("precision", "runtime", *_HEADINGS, "weights"), rows, right=range(2, 3 + len(_COLUMNS)))
+    print_comparison(report)
     for name, each in losses.items():
         worst = sorted(each, key=lambda loss: -loss.error)[:5]
         print(f"\n{name}: blocks that lose most, each on its own (relative error of the output)")
         print_table((), [(loss.block, f"{loss.error:.4f}") for loss in worst], right=(1,))
-
-
-_COLUMNS = {"psnr": 1, "psnr_worst": 1, "ssim": 4, "flip": 4, "lpips": 4, "target_psnr": 1, "step_ms": 0}
-_HEADINGS = ("PSNR dB", "worst", "SSIM", "FLIP", "LPIPS", "to target", "ms a step")
 
 
 def _runtime(choices: dict[str, Any], name: str) -> str:

@@ -89,11 +89,12 @@ def build(
 
 def list_(json: opt.Json = False) -> None:
     """The engines of this machine, newest first, with what keeps one from being used."""
-    from core.edit import artifacts
+    from core.edit import inventory
     from kontext_tui.cli.narrate import size
     from kontext_tui.cli.report import print_json, print_table
 
-    engines = [_engine_object(artifact) for artifact in artifacts.list_all("engine")]
+    found = [made for made in inventory.look().made if made.artifact.kind == "engine"]
+    engines = [{**_engine_object(made.artifact), "state": made.reason or "ok"} for made in found]
     if json:
         print_json(engines)
         return

@@ -274,8 +274,8 @@ class KontextApp(App[str]):
             workers = await asyncio.wait_for(self.feed.read(live_workers), timeout=1.0)
         except (TimeoutError, KontextError):
             workers = []
-        said = [self._tasks.going_on()] if self._tasks is not None else []
-        said = [f"{each} goes on" for each in said if each]
+        task = self._tasks.going_on() if self._tasks is not None else ""
+        said = [f"{task} goes on"] if task else []
         if workers:
             where = ", ".join(worker.device for worker in workers)
             said.insert(0, f"workers go on: {len(workers)} ({safe_text(where, 60)})")

@@ -60,6 +60,6 @@ def _block(value: float, low: float, high: float) -> str:
 
 
 def bar(part: float, width: int) -> tuple[str, str]:
-    """A bar of so many cells: what is full of it, and what is not."""
+    """A bar of so many cells: what is full of it, and what is not; told apart without colours."""
     full = round(min(max(part, 0.0), 1.0) * width)
-    return "━" * full, "━" * (width - full)
+    return "━" * full, "─" * (width - full)

@@ -24,8 +24,8 @@ WORDS = {"ok": "", "broken": "broken", "refused": "refused", "old": "outdated", 
 STATES = {"there": ("✓", "$success"), "half": ("✗", "$error"), "missing": ("–", "$foreground 50%")}
 OUTCOMES = {"done": ("✓", "$success"), "failed": ("✗", "bold $error"), "cancelled": ("–", "$warning")}
 DIM = "$foreground 60%"
-_COMPARED = (0, 2, 4, 5, 8, 9)
-"""Of the columns of a comparison, those there is room for."""
+_COMPARED = {0: "precision", 2: "PSNR", 4: "SSIM", 5: "FLIP", 8: "ms", 9: "weights"}
+"""Of the columns of a comparison, those there is room for, by short names."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ def entries(found: Inventory) -> list[Entry]:
 def line(entry: Entry, found: Inventory, width: int) -> Content:
     """An entry as one line of so many cells."""
     if entry.made is not None:
-        return _made_line(entry.made, width)
+        return _made_line(entry.made)
     if entry.precision is None:
         return _model_line(next(model for model in found.models if model.name == entry.model), width)
-    parts = [(f"  {entry.precision:<10}", "bold")]
+    parts = [(f"   {entry.precision:<10}", "bold")]
     for kind, name in KINDS.items():
         made = found.of(entry.model, entry.precision, kind)
         if kind == "checkpoint" and entry.precision == "bf16":
@@ -78,29 +78,33 @@ def _model_line(model: Model, width: int) -> Content:
     place = safe_text(_short(model.folder)) if model.folder else safe_text(model.reason or "")
     name = safe_text(_short(Path(model.name)) if model.folder and "/" in model.name else model.name, 40)
     head = Content.assemble(
-        (f"{name:<14}", "bold $primary"), " ", (f"{glyph} {model.state}", style), "  ", *about, "  " if about else ""
+        (f" {name:<14}", "bold $primary"), " ", (f"{glyph} {model.state}", style), "  ", *about, "  " if about else ""
     )
     room = max(8, width - head.cell_length - 1)
     cut = place if len(place) <= room else "…" + place[len(place) - room + 1 :] if model.folder else place
     return Content.assemble(head, (safe_text(cut, room), DIM))
 
 
-def _made_line(made: Made, width: int) -> Content:
+def _made_line(made: Made) -> Content:
     glyph, style = GLYPHS[made.standing]
     artifact, parts = made.artifact, made.artifact.parts
     seconds = artifact.manifest.get("seconds")
     target = f"{parts.get('sm', '?')} {parts.get('flavour', '?')}" if artifact.kind == "engine" and parts else ""
     took = f"took {short_time(float(seconds))}" if seconds is not None else ""
     cells = [
-        (f"    {safe_text(KINDS.get(artifact.kind, artifact.kind), 10):<11}", ""),
+        (f"     {safe_text(KINDS.get(artifact.kind, artifact.kind), 10):<11}", ""),
         (f"{size(artifact.size) if artifact.manifest else '':>9}  ", ""),
         (f"{_age(made):>6}  ", DIM),
         (f"{took:<11}", DIM),
         (f"{safe_text(target, 19):<19} ", ""),
         (f"{glyph} ", style),
-        (WORDS[made.standing], style),
+        (_word(made), style),
     ]
     return Content.assemble(*cells)
+
+
+def _word(made: Made) -> str:
+    return "verified" if made.artifact.kind == "engine" and made.standing == "ok" else WORDS[made.standing]
 
 
 def describe(entry: Entry, found: Inventory) -> Content:
@@ -138,7 +142,7 @@ def _describe_made(made: Made) -> Content:
     artifact, parts = made.artifact, made.artifact.parts
     kind = KINDS.get(artifact.kind, artifact.kind)
     glyph, style = GLYPHS[made.standing]
-    lines = [_title(f"{kind} {made.model or '?'} {made.precision or '?'}", glyph, style, WORDS[made.standing])]
+    lines = [_title(f"{kind} {made.model or '?'} {made.precision or '?'}", glyph, style, _word(made))]
     if made.reason:
         lines.append(Content.styled(safe_text(made.reason), style))
     for verdict in made.verdicts:
@@ -180,8 +184,8 @@ def _counts(facts: dict[str, Any]) -> list[tuple[str, str]]:
 def _compared(outcome: Any) -> list[Content]:
     created, steps = safe_text(str(outcome.get("created", ""))[:10]), outcome.get("steps")
     heading = f"compared {created} over {outcome.get('edits')} edits of {steps} steps, medians"
-    rows = [comparison.HEADINGS, *comparison.table(outcome["precisions"])]
-    columns = [[safe_text(row[index]) for row in rows] for index in _COMPARED]
+    rows = comparison.table(outcome["precisions"])
+    columns = [[name, *(safe_text(row[index], 12) for row in rows)] for index, name in _COMPARED.items()]
     widths = [max(map(len, column)) for column in columns]
     lines = [Content.styled(heading, DIM)]
     for number, cells in enumerate(zip(*columns, strict=True)):

@@ -1,4 +1,4 @@
-"""What there is to edit with, whole, half, broken, outdated, proven or not; and `kontext-tui models`, which tells it."""
+"""What there is to edit with: whole, half, broken, outdated, proven or not; and `kontext-tui models`, which tells."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_the_command_tells_all_of_it_and_removes_by_key():
 
 def test_it_imports_nothing_heavy():
     code = (
-        "import sys; from core.edit import inventory; inventory.look(); import kontext_tui.models_view, kontext_tui.plans;"
+        "import sys, kontext_tui.models_view, kontext_tui.plans; from core.edit import inventory; inventory.look();"
         "print({'torch', 'onnx', 'diffusers', 'transformers', 'tensorrt_rtx_bindings', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

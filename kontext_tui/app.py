@@ -304,5 +304,12 @@ class KontextApp(App[str]):
         yield SystemCommand("Quit", "Leave; workers go on", self.action_quit)
 
     def action_save_screenshot(self) -> None:
-        path = self.save_screenshot(path=str(Path.cwd()))
-        self.toast(f"saved {safe_text(path)}")
+        from kontext_tui.screenshot import svg
+
+        path = Path.cwd() / time.strftime("kontext-tui-%Y-%m-%d-%H%M%S.svg")
+        try:
+            path.write_text(svg(self, "kontext-tui"), "utf-8")
+        except OSError as error:
+            self.toast(f"{safe_text(str(path))}: {error.strerror}", "error")
+        else:
+            self.toast(f"saved {safe_text(str(path))}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -31,6 +33,12 @@ def short_ms(ms: float) -> str:
 
 def size(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def short_path(path: str | Path) -> str:
+    """A path with ~ for the home folder; still foreign text."""
+    home, text = os.path.expanduser("~"), str(path)  # noqa: PTH111 - text, not a path to use
+    return "~" + text[len(home) :] if text.startswith(home + os.sep) else text
 
 
 def percentile(values: Sequence[float], part: float) -> float:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from textual.content import Content
 
 from core.edit.inventory import Inventory, Made, Model
+from core.edit.models import MODELS
 from core.edit.runtimes import PRECISIONS
 from kontext_tui import comparison
-from kontext_tui.figures import bar, short_time, size
+from kontext_tui.figures import bar, short_path, short_time, size
 from kontext_tui.tasks import Task
 from kontext_tui.text import safe_text
 
@@ -75,14 +75,19 @@ def line(entry: Entry, found: Inventory, width: int) -> Content:
 def _model_line(model: Model, width: int) -> Content:
     glyph, style = STATES[model.state]
     about = [size(model.bytes)] if model.bytes else []
-    place = safe_text(_short(model.folder)) if model.folder else safe_text(model.reason or "")
-    name = safe_text(_short(Path(model.name)) if model.folder and "/" in model.name else model.name, 40)
+    place = _place(model) if model.folder else safe_text(model.reason or "")
+    name = safe_text(short_path(model.name) if model.folder and "/" in model.name else model.name, 40)
     head = Content.assemble(
         (f" {name:<14}", "bold $primary"), " ", (f"{glyph} {model.state}", style), "  ", *about, "  " if about else ""
     )
     room = max(8, width - head.cell_length - 1)
     cut = place if len(place) <= room else "…" + place[len(place) - room + 1 :] if model.folder else place
     return Content.assemble(head, (safe_text(cut, room), DIM))
+
+
+def _place(model: Model) -> str:
+    known = MODELS.get(model.name)
+    return "comes with kontext-tui" if known and known.folder else safe_text(short_path(model.folder or ""))
 
 
 def _made_line(made: Made) -> Content:
@@ -114,7 +119,7 @@ def describe(entry: Entry, found: Inventory) -> Content:
     model = next(each for each in found.models if each.name == entry.model)
     lines = [_title(model.name, *STATES[model.state], model.state)]
     if model.folder is not None:
-        lines.append(_fact("path", _short(model.folder)))
+        lines.append(_fact("path", short_path(model.folder)))
     if model.bytes:
         lines.append(_fact("size", size(model.bytes)))
     if model.reason:
@@ -161,7 +166,7 @@ def _describe_made(made: Made) -> Content:
         "tokens": parts.get("profile"),
         "recipe": parts.get("recipe"),
         "pairs": parts.get("calibration"),
-        "path": _short(artifact.folder),
+        "path": short_path(artifact.folder),
     }  # fmt: skip
     lines += [_fact(name, str(value)) for name, value in about.items() if value]
     versions = artifact.manifest.get("versions")
@@ -235,11 +240,6 @@ def _title(name: str, glyph: str, style: str, word: str) -> Content:
 
 def _fact(name: str, value: str) -> Content:
     return Content.assemble((f"{name:<8}", DIM), safe_text(value))
-
-
-def _short(path: Path | None) -> str:
-    home, text = str(Path.home()), str(path)
-    return "~" + text[len(home) :] if text.startswith(home + "/") else text
 
 
 def _age(made: Made) -> str:

@@ -52,6 +52,8 @@ class ModelsScreen(Screen[None]):
     DEFAULT_CSS = """
     ModelsScreen ModelList { width: 3fr; height: 1fr; padding: 0 1; background: $background; border: none;
         text-wrap: nowrap; text-overflow: ellipsis; scrollbar-size-vertical: 1; }
+    ModelsScreen ModelList:focus { background-tint: transparent; }
+    ModelsScreen ModelList > .option-list--option-highlighted { background: $primary 30%; color: $foreground; }
     ModelsScreen #about { width: 2fr; max-width: 64; padding: 0 1; border-left: solid $foreground 20%;
         scrollbar-size-vertical: 1; }
     ModelsScreen #about:focus { border-left: solid $accent; }

@@ -202,8 +202,8 @@ def _compared(outcome: Any) -> list[Content]:
     return lines
 
 
-def told(task: Task, width: int) -> list[Content]:
-    """The task at work, or what became of the last one: two lines."""
+def told(task: Task, width: int, key: str) -> list[Content]:
+    """The task at work, or what became of the last one: two lines. key: what cancels it."""
     command, count = task.command, len(task.commands)
     took = short_time((task.ended or time.time()) - task.began)
     if task.outcome is not None:
@@ -216,7 +216,7 @@ def told(task: Task, width: int) -> list[Content]:
             Content.styled(safe_text(why, 2 * width), style if task.outcome == "failed" else ""),
         ]
     part = f"  {task.at + 1} of {count}" if count > 1 else ""
-    hint = "stopping; c again ends it at once" if task.stops else f"{took}  c cancels"
+    hint = f"stopping; {key} again ends it at once" if task.stops else f"{took}  {key} cancels"
     head = Content.assemble(("▶ ", "$accent"), (safe_text(command.title, 50), "bold"), (part, DIM))
     first = Content.assemble(head, " " * max(2, width - head.cell_length - len(hint)), (hint, DIM))
     return [first, _progress(task, width)]

@@ -53,7 +53,8 @@ class ModelsScreen(Screen[None]):
     ModelsScreen ModelList { width: 3fr; height: 1fr; padding: 0 1; background: $background; border: none;
         text-wrap: nowrap; text-overflow: ellipsis; scrollbar-size-vertical: 1; }
     ModelsScreen ModelList:focus { background-tint: transparent; }
-    ModelsScreen ModelList > .option-list--option-highlighted { background: $primary 30%; color: $foreground; }
+    ModelsScreen ModelList > .option-list--option-highlighted,
+    ModelsScreen ModelList:focus > .option-list--option-highlighted { background: $primary 40%; color: $foreground; }
     ModelsScreen #about { width: 2fr; max-width: 64; padding: 0 1; border-left: solid $foreground 20%;
         scrollbar-size-vertical: 1; }
     ModelsScreen #about:focus { border-left: solid $accent; }
@@ -152,7 +153,10 @@ class ModelsScreen(Screen[None]):
         task = self.home.tasks.task
         self.set_class(task is not None, "-task")
         if task is not None:
-            self.query_one("#task Lines", Lines).show(models_view.told(task, max(20, self.size.width - 2)))
+            bindings = [each.binding for each in self.active_bindings.values()]
+            keys = [self.app.get_key_display(each) for each in bindings if each.id == "models.cancel"]
+            told = models_view.told(task, max(20, self.size.width - 2), next(iter(keys), "c"))
+            self.query_one("#task Lines", Lines).show(told)
         self.refresh_bindings()
 
     def task_ended(self, key: str | None) -> None:

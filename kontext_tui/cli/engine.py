@@ -15,6 +15,7 @@ from kontext_tui.cli.steps import steps
 
 if TYPE_CHECKING:
     from core.edit.artifacts import Artifact
+    from core.edit.inventory import Made
     from core.edit.models import ModelSpec
     from quant.engine import Progress, Target
 
@@ -94,7 +95,7 @@ def list_(json: opt.Json = False) -> None:
     from kontext_tui.cli.report import print_json, print_table
 
     found = [made for made in inventory.look().made if made.artifact.kind == "engine"]
-    engines = [{**_engine_object(made.artifact), "state": made.reason or "ok"} for made in found]
+    engines = [{**_engine_object(made.artifact), **_standing(made)} for made in found]
     if json:
         print_json(engines)
         return
@@ -103,11 +104,12 @@ def list_(json: opt.Json = False) -> None:
         [
             *(str(each[c] or "?")[: KEY_SHOWN if c == "key" else 40] for c in columns),
             size(each["bytes"]),
+            "yes" if each["verified"] else "not yet",
             each["state"],
         ]
         for each in engines
     ]
-    print_table([*columns, "size", "state"], rows, right=(len(columns),))
+    print_table([*columns, "size", "verified", "state"], rows, right=(len(columns),))
 
 
 def lint(
@@ -250,6 +252,12 @@ def _engine_object(artifact: Artifact) -> dict[str, Any]:
         "path": str(artifact.folder),
         "state": problem(artifact) or "ok",
     }
+
+
+def _standing(made: Made) -> dict[str, Any]:
+    """Whether an engine has been proven on a GPU, and what keeps it from being used."""
+    usable = made.standing in ("ok", "unverified")
+    return {"verified": made.standing == "ok", "state": "ok" if usable else made.reason}
 
 
 def _sentence(artifact: Artifact, target: Target, *, made: bool) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -194,7 +194,7 @@ def show(
                 clock(event["at"]),
                 event["what"] + (f" {event['turn']}" if event["turn"] else ""),
                 f"attempt {event['attempt']}" if event["attempt"] else "",
-                ", ".join(f"{key}: {value}" for key, value in event["data"].items()),
+                _told(event),
             )
             for event in events
         ],
@@ -203,6 +203,14 @@ def show(
         print()
         for line in trace["traceback"].splitlines():
             print(safe_text(line))
+
+
+def _told(event: dict[str, Any]) -> str:
+    """What an event's data say, and with a claim whose it was."""
+    facts = [f"{key}: {value}" for key, value in event["data"].items()]
+    if event["what"] == "claimed" and (worker := event["worker"]):
+        facts.append(f"on {worker['device']}, process {worker['pid']} of {worker['host']}")
+    return ", ".join(facts)
 
 
 def _origin(turn: Turn) -> str:

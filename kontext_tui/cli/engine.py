@@ -227,7 +227,8 @@ def _pick(key: str | None) -> Artifact:
     if not found:
         raise UsageError(f"there is no engine {key!r}: `kontext-tui engine list` shows their keys")
     some = ", ".join(artifact.key[:KEY_SHOWN] for artifact in found[:5])
-    raise UsageError(f"{len(found)} engines to choose from: name one of {some}")
+    more = ", ... (`kontext-tui engine list` shows them all)" if len(found) > 5 else ""
+    raise UsageError(f"{len(found)} engines to choose from: name one of {some}{more}")
 
 
 def _engine_object(artifact: Artifact) -> dict[str, Any]:

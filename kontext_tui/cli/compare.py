@@ -57,6 +57,8 @@ def compare(
     from core.edit.models import find_spec, locate
     from core.edit.runtimes import PRECISIONS, Choice, choose
 
+    if unknown := [name for name in precision or () if name not in PRECISIONS]:
+        raise UsageError(f"there is no precision {unknown[0]!r}: name one of {', '.join(PRECISIONS)}")
     subjects = _subjects(input, prompt, pairs)
     spec = find_spec(model)
     folder = locate(spec, download=True)

@@ -121,6 +121,7 @@ def lint(
     """Which products of a graph run in low precision, and what stayed high. Exit code 1 for a broken promise."""
     from kontext_tui.cli.report import print_json, print_table
     from quant.lint import lint as lint_graph
+    from quant.onnx_files import read_graph
 
     if onnx is not None:
         if precision is None:
@@ -133,6 +134,7 @@ def lint(
         if not graph.is_file():
             raise UsageError(f"{graph}: the graph this engine was built from is gone; name one with --onnx")
         layers = _layer_types(artifact)
+    read_graph(graph).check_interface(graph)
     report = lint_graph(graph, precision)
     if json:
         print_json({**_report_object(report), "engine_layers": layers})

@@ -38,8 +38,10 @@ KEY_SHOWN = 12
 def build(
     precision: EnginePrecision,
     model: ModelName = "kontext-dev",
-    gpu: Annotated[str, typer.Option(help="auto, or the GPU's kind: sm89 (RTX 40), sm120 (RTX 50), ...")] = "auto",
-    flavour: Annotated[str, typer.Option(help="auto, tensorrt_rtx or tensorrt.")] = "auto",
+    gpu: Annotated[
+        str, typer.Option(metavar="GPU", help="auto, or its kind: sm89 (RTX 40), sm120 (RTX 50), ...")
+    ] = "auto",
+    flavour: Annotated[str, typer.Option(metavar="F", help="auto, tensorrt_rtx or tensorrt.")] = "auto",
     onnx: OnnxFile = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -52,6 +54,7 @@ def build(
     from quant.onnx_files import onnx_hash
 
     _check_precision(precision)
+    opt.end_cleanly()
     target = engine.choose_target(gpu, flavour)
     engine.check_hardware(target.sm, precision)
     spec = find_spec(model)
@@ -172,7 +175,7 @@ def verify(key: Key = None, json: opt.Json = False, quiet: opt.Quiet = False) ->
 
 
 def remove(
-    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="First letters of their keys.")],
+    keys: Annotated[list[str], typer.Argument(metavar="KEY", help="First letters of their keys.")],
     quiet: opt.Quiet = False,
 ) -> None:
     """Delete engines from the store, broken ones too."""

@@ -235,7 +235,8 @@ def sentence(event: Event, tally: Tally) -> str | None:
         jobs = counted(data["jobs"], "job")
         return f"waiting for {jobs}: at work in another process, or before the next attempt"
     if event.what == "loaded":
-        return f"{safe_text(data['model'])} on {data['device']}"
+        how = f"{data['precision']} by {data['runtime']}, {data['reason']}"
+        return f"{safe_text(data['model'])} on {data['device']}: {how}"
     return None
 
 

@@ -6,10 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-# Steps come several times a second; they are shown, never stored as events (a turn keeps its `step_ms`).
-TRANSIENT = frozenset({"step", "waiting"})
-
-
 @dataclass(frozen=True)
 class Event:
     """One thing that happened. `what` is a word below; `data` is JSON-able.

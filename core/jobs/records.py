@@ -79,15 +79,6 @@ def get_turns(conn: sqlite3.Connection, job_id: int) -> list[Turn]:
     return [_turn(row) for row in rows]
 
 
-def jobs_of(conn: sqlite3.Connection, batch_id: int) -> list[Job]:
-    """The jobs of a batch, in the order they were added."""
-    rows = conn.execute(
-        "SELECT j.* FROM batch_jobs b JOIN jobs j ON j.id = b.job_id WHERE b.batch_id = ? ORDER BY j.id",
-        (batch_id,),
-    )
-    return [job_from_row(row) for row in rows]
-
-
 def left(conn: sqlite3.Connection, batch_id: int | None = None) -> dict[str, int]:
     """The jobs (of one batch) that have not ended, by state; only states that there are."""
     numbers = counts(conn)

@@ -120,7 +120,7 @@ def test_the_command_tells_both_distances(checkpoint, tmp_path):
     ("words", "code", "says"),
     [
         (("-p", "fp4"), 4, "kontext-tui quantize"),
-        (("-p", "fp99"), 4, "fp99"),
+        (("-p", "fp99"), 2, "fp99"),
         (("--prompt", "Make it blue"), 2, "--input"),
         (("--input", "examples/photos/dogs.jpg"), 2, "--prompt"),
         (("--pairs", "examples", "--prompt", "x"), 2, "--pairs"),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+
 @dataclass(frozen=True)
 class Event:
     """One thing that happened. `what` is a word below; `data` is JSON-able.

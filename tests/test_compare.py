@@ -134,7 +134,7 @@ def test_what_the_edits_that_ship_came_to_is_kept_for_the_app_and_models(monkeyp
     ("words", "code", "says"),
     [
         (("-p", "fp4"), 4, "kontext-tui quantize"),
-        (("-p", "fp99"), 4, "fp99"),
+        (("-p", "fp99"), 2, "fp99"),
         (("--prompt", "Make it blue"), 2, "--input"),
         (("--input", "examples/photos/dogs.jpg"), 2, "--prompt"),
         (("--pairs", "examples", "--prompt", "x"), 2, "--pairs"),

@@ -19,24 +19,27 @@ if TYPE_CHECKING:
 
 Precisions = Annotated[
     list[str] | None,
-    typer.Option("--precision", "-p", help="A precision to compare with bf16; may be repeated.", show_default="all"),
+    typer.Option("--precision", "-p", metavar="P", help="To compare with bf16; may be repeated.", show_default="all"),
 ]
 Prompts = Annotated[
     list[str] | None,
-    typer.Option("--prompt", help="What to ask of each --input; may be repeated.", show_default=False),
+    typer.Option("--prompt", metavar="TEXT", help="Asked of each --input; may be repeated.", show_default=False),
 ]
 Sheet = Annotated[
-    Path | None, typer.Option(help="Write a contact sheet: input, each precision, difference.", show_default=False)
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Write a contact sheet: input, each precision, difference.", show_default=False
+    ),
 ]
 
 
 def compare(
-    model: Annotated[str, typer.Option(help="kontext-tiny, kontext-dev or a diffusers folder.")] = "kontext-dev",
+    model: Annotated[str, typer.Option(metavar="M", help="kontext-tiny, kontext-dev or a folder.")] = "kontext-dev",
     precision: Precisions = None,
-    runtime: Annotated[str, typer.Option(help="What runs them: auto, torch, onnx or tensorrt.")] = "auto",
+    runtime: Annotated[str, typer.Option(metavar="R", help="auto, torch, onnx or tensorrt.")] = "auto",
     input: Annotated[
         list[Path] | None,
-        typer.Option("--input", "-i", help="Pictures, instead of the twelve edits that ship.", show_default=False),
+        typer.Option("--input", "-i", metavar="FILE", help="Pictures, not the edits that ship.", show_default=False),
     ] = None,
     prompt: Prompts = None,
     pairs: Annotated[
@@ -48,7 +51,7 @@ def compare(
         ),
     ] = None,
     steps: opt.Steps = None,
-    seed: Annotated[int, typer.Option(min=0)] = 7,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="The seed of every edit.")] = 7,
     sheet: Sheet = None,
     device: opt.Device = "auto",
     json: opt.Json = False,
@@ -58,6 +61,8 @@ def compare(
     from core.edit.models import find_spec, locate
     from core.edit.runtimes import PRECISIONS, Choice, choose
 
+    if unknown := [name for name in precision or () if name not in PRECISIONS]:
+        raise UsageError(f"there is no precision {unknown[0]!r}: name one of {', '.join(PRECISIONS)}")
     _check_words(input, prompt, pairs)
     subjects = _subjects(input, prompt, pairs)
     spec = find_spec(model)

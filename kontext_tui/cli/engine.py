@@ -39,8 +39,10 @@ KEY_SHOWN = 12
 def build(
     precision: EnginePrecision,
     model: ModelName = "kontext-dev",
-    gpu: Annotated[str, typer.Option(help="auto, or the GPU's kind: sm89 (RTX 40), sm120 (RTX 50), ...")] = "auto",
-    flavour: Annotated[str, typer.Option(help="auto, tensorrt_rtx or tensorrt.")] = "auto",
+    gpu: Annotated[
+        str, typer.Option(metavar="GPU", help="auto, or its kind: sm89 (RTX 40), sm120 (RTX 50), ...")
+    ] = "auto",
+    flavour: Annotated[str, typer.Option(metavar="F", help="auto, tensorrt_rtx or tensorrt.")] = "auto",
     onnx: OnnxFile = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -53,6 +55,7 @@ def build(
     from quant.onnx_files import onnx_hash
 
     _check_precision(precision)
+    opt.end_cleanly()
     target = engine.choose_target(gpu, flavour)
     engine.check_hardware(target.sm, precision)
     spec = find_spec(model)
@@ -124,6 +127,7 @@ def lint(
     """Which products of a graph run in low precision, and what stayed high. Exit code 1 for a broken promise."""
     from kontext_tui.cli.report import print_json, print_table
     from quant.lint import lint as lint_graph
+    from quant.onnx_files import read_graph
 
     if onnx is not None:
         if precision is None:
@@ -136,6 +140,7 @@ def lint(
         if not graph.is_file():
             raise UsageError(f"{graph}: the graph this engine was built from is gone; name one with --onnx")
         layers = _layer_types(artifact)
+    read_graph(graph).check_interface(graph)
     report = lint_graph(graph, precision)
     if json:
         print_json({**_report_object(report), "engine_layers": layers})
@@ -173,7 +178,7 @@ def verify(key: Key = None, json: opt.Json = False, quiet: opt.Quiet = False) ->
 
 
 def remove(
-    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="First letters of their keys.")],
+    keys: Annotated[list[str], typer.Argument(metavar="KEY", help="First letters of their keys.")],
     quiet: opt.Quiet = False,
 ) -> None:
     """Delete engines from the store, broken ones too."""
@@ -230,7 +235,8 @@ def _pick(key: str | None) -> Artifact:
     if not found:
         raise UsageError(f"there is no engine {key!r}: `kontext-tui engine list` shows their keys")
     some = ", ".join(artifact.key[:KEY_SHOWN] for artifact in found[:5])
-    raise UsageError(f"{len(found)} engines to choose from: name one of {some}")
+    more = ", ... (`kontext-tui engine list` shows them all)" if len(found) > 5 else ""
+    raise UsageError(f"{len(found)} engines to choose from: name one of {some}{more}")
 
 
 def _engine_object(artifact: Artifact) -> dict[str, Any]:

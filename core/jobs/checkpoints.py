@@ -60,6 +60,10 @@ class Checkpointer:
         """Save where it is time to; not after the last step, whose result is a moment away."""
         if step >= self.turn.steps or time.monotonic() - self.saved < self.seconds:
             return
+        self.save(step, latents, step_ms)
+
+    def save(self, step: int, latents: Any, step_ms: list[float]) -> None:
+        """Save the state after a step, now."""
         progress = self.session.snapshot(step, latents)
         meta = {"identity": self.identity(), "dtype": progress.dtype, "shape": progress.shape, "step_ms": step_ms}
         claims.save_checkpoint(self.conn, self.claim, self.turn.turn, step, json.dumps(meta), progress.data)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, TypeVar
 from textual import events
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.css.query import NoMatches
 from textual.screen import Screen
 from textual.theme import Theme
 from textual.widgets import Input
@@ -243,6 +244,8 @@ class KontextApp(App[str]):
         cause = error.error if isinstance(error, WorkerFailed) else error
         if isinstance(cause, KontextError):
             self._toast_error(cause)
+        elif isinstance(cause, NoMatches) and not self._running:
+            pass  # the queue's answer came to a screen that is gone: the app is closing
         else:
             super()._handle_exception(error)
 

@@ -134,7 +134,7 @@ async def test_why_something_is_not_used_is_said_and_foreign_text_in_it_is_only_
     app = app_over(database)
     async with app.run_test(size=(140, 40), notifications=True) as pilot:
         await open_on(pilot, "j", "j")
-        await until(pilot, lambda: "✗ broken" in shown(app) and "3 bytes long" in " ".join(shown(app).split()))
+        await until(pilot, lambda: "✗ broken" in shown(app) and "bytes long and not the" in shown(app))
         assert "[red]x[/]\\x1b[31m" in shown(app)
         await pilot.press("x", "y")
         await until(pilot, lambda: kinds() == ["checkpoint"])

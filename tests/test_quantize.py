@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from core.edit import lowbit
 from core.edit.quantized import QUANT_FILE, Emulated, QuantLinear, hadamard_matrices, load_transformer
-from core.errors import UnavailableError
+from core.errors import UsageError
 from quant import quantize, solve
 from quant.recipes import RECIPES, find_recipe
 
@@ -89,7 +89,7 @@ class TestInjection:
 
 
 def test_nothing_is_quantized_to_an_unknown_precision():
-    with pytest.raises(UnavailableError, match="'fp16'; there is one for fp8, fp4, fp4-svd"):
+    with pytest.raises(UsageError, match="'fp16'; there is one for fp8, fp4, fp4-svd"):
         find_recipe("fp16")
 
 

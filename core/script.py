@@ -155,7 +155,7 @@ class Turn(_Model):
     guidance: Guidance | None = None
     """How strongly this turn follows its prompt. Absent: the script's."""
     context_refresh: Refresh | None = None
-    """At every how many steps of this turn the picture it starts from is looked at anew. Absent: the script's."""
+    """One step in so many of this turn looks at the picture it starts from anew. Absent: the script's."""
     from_turn: int = Field(default=0, alias="from")
     """The turn whose result to start from, 0 for the input. Absent: the previous turn."""
 
@@ -192,8 +192,8 @@ class Script(_Model):
     guidance: Guidance | None = None
     """How strongly a turn follows its prompt. Absent: the model's default."""
     context_refresh: Refresh | None = None
-    """At every how many steps the picture that is edited is looked at anew; in between what was kept of it serves.
-    Absent: 1, at each, which is exact. Larger is faster and nearly the same."""
+    """One step in so many looks at the picture that is edited anew; for the others what was kept of it serves.
+    Absent: 1, which is exact. Larger is faster and nearly the same."""
     output_size: Literal["input", "model"] = "input"
     """The size of results: the input's own, or the one the model works at."""
     turns: Annotated[tuple[Turn, ...], BeforeValidator(_numbered), Field(min_length=1, max_length=MAX_TURNS)]

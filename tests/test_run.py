@@ -19,6 +19,7 @@ from PIL import Image
 
 from core.edit.images import sha256
 from core.edit.outputs import read_metadata
+from core.edit.refresh import can_resume
 
 SCRIPT = """
 input: photos
@@ -131,13 +132,14 @@ def test_killed_in_the_second_turn_it_goes_on_and_the_pictures_are_the_same_bits
     assert not list((folder / "edited").glob(".*.part"))
 
 
-@pytest.mark.parametrize(("refresh", "killed_after", "goes_on_after"), [(1, 4, 4), (4, 6, 4)])
+@pytest.mark.parametrize(("refresh", "killed_after"), [(1, 4), (3, 5)])
 def test_killed_inside_a_turn_it_goes_on_after_its_last_saved_step_with_the_same_bits(
-    folder, tmp_path_factory, refresh, killed_after, goes_on_after
+    folder, tmp_path_factory, refresh, killed_after
 ):
     """With a context refresh that is before the last full step: what is kept of the context is not saved."""
     (folder / "photos" / "coffee.png").unlink()
     whole = tmp_path_factory.mktemp("whole")
+    goes_on_after = max(step for step in range(1, killed_after + 1) if can_resume(step, 7, refresh))
     how = ("--steps", "7", "--context-refresh", str(refresh))
     assert run(folder, "--quiet", "--output", str(whole), *how).returncode == 0
     counts = tmp_path_factory.mktemp("counts")

@@ -20,6 +20,14 @@ Precisions = Annotated[
     list[str] | None,
     typer.Option("--precision", "-p", help="A precision to compare with bf16; may be repeated.", show_default="all"),
 ]
+Refreshes = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--context-refresh", metavar="K", min=2, max=100, show_default=False,
+        help="Each precision with this context refresh too, and bf16 alone unless --precision names more; may be "
+        "repeated.",
+    ),
+]  # fmt: skip
 Prompts = Annotated[
     list[str] | None,
     typer.Option("--prompt", help="What to ask of each --input; may be repeated.", show_default=False),
@@ -47,6 +55,7 @@ def compare(
         ),
     ] = None,
     steps: opt.Steps = None,
+    context_refresh: Refreshes = None,
     seed: Annotated[int, typer.Option(min=0)] = 7,
     sheet: Sheet = None,
     device: opt.Device = "auto",
@@ -60,8 +69,13 @@ def compare(
     subjects = _subjects(input, prompt, pairs)
     spec = find_spec(model)
     folder = locate(spec, download=True)
-    wanted = precision or [name for name in PRECISIONS if name != "bf16"]
-    choices = {name: choose(runtime, name, spec.name, folder) for name in wanted if name != "bf16"}
+    refreshes = sorted(set(context_refresh or []))
+    wanted = precision or (["bf16"] if refreshes else [name for name in PRECISIONS if name != "bf16"])
+    choices = {
+        name: choose(runtime, name, spec.name, folder, keep_context=bool(refreshes))
+        for name in wanted
+        if name != "bf16"
+    }
 
     from core.edit.loading import load, pick_device
     from core.edit.runtimes.opening import open_runtime
@@ -72,7 +86,7 @@ def compare(
     settings: dict[str, Any] = {"steps": steps or spec.steps, "guidance": spec.guidance, "seed": seed}
     edits: dict[str, list[Edited]] = {}
     losses: dict[str, list[BlockLoss]] = {}
-    total, done = (1 + len(choices)) * len(subjects), count(1)
+    total, done = (1 + len(choices)) * (1 + len(refreshes)) * len(subjects), count(1)
     with steps_told(quiet=quiet) as report:
 
         def advance() -> None:
@@ -81,15 +95,23 @@ def compare(
         report("editing", 0, total)
         plain = open_runtime(Choice("torch", "bf16", "the reference"), loaded)
         edits["bf16"] = edit_all(loaded, plain, subjects, **settings, on_done=advance)
+        for k in refreshes:
+            edits[_row("bf16", k)] = edit_all(
+                loaded, plain, subjects, **settings, context_refresh=k, reference=edits["bf16"], on_done=advance
+            )
         for name, choice in choices.items():
             run = open_runtime(choice, loaded)
             edits[name] = edit_all(loaded, run, subjects, **settings, reference=edits["bf16"], on_done=advance)
+            for k in refreshes:
+                edits[_row(name, k)] = edit_all(
+                    loaded, run, subjects, **settings, context_refresh=k, reference=edits["bf16"], on_done=advance
+                )
             if isinstance(run, TorchRuntime):
                 losses[name] = block_losses(loaded, run.transformer, subjects[0], guidance=spec.guidance, seed=seed)
     sizes = {name: _weight_bytes(choice.artifact.folder) for name, choice in choices.items() if choice.artifact}
     sizes["bf16"] = _weight_bytes(folder / "transformer")
     report = {
-        name: {**summarize(each), "bytes": sizes.get(name), "runtime": _runtime(choices, name)}
+        name: {**summarize(each), "bytes": sizes.get(name.split()[0]), "runtime": _runtime(choices, name.split()[0])}
         for name, each in edits.items()
     }
     if sheet:
@@ -165,6 +187,10 @@ def _show(
 
 _COLUMNS = {"psnr": 1, "psnr_worst": 1, "ssim": 4, "flip": 4, "lpips": 4, "target_psnr": 1, "step_ms": 0}
 _HEADINGS = ("PSNR dB", "worst", "SSIM", "FLIP", "LPIPS", "to target", "ms a step")
+
+
+def _row(precision: str, refresh: int) -> str:
+    return f"{precision} refresh {refresh}"
 
 
 def _runtime(choices: dict[str, Any], name: str) -> str:

@@ -53,7 +53,7 @@ ContextRefresh = Annotated[
     int | None,
     typer.Option(
         metavar="K",
-        help="Look at the picture anew at every K-th step: faster, nearly exact.",
+        help="Look at the picture anew at one step in K: faster, nearly exact.",
         show_default=False,
     ),
 ]

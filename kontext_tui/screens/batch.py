@@ -432,7 +432,7 @@ def _numbers(prefix: str, seed: str, steps: str, guidance: str, refresh: str) ->
             id=f"{prefix}context_refresh",
             placeholder=refresh,
             compact=True,
-            tooltip="Context refresh: look at the picture anew at every so many steps. 1 is exact.",
+            tooltip="Context refresh: look at the picture anew at one step in so many. 1 is exact.",
         ),
     ]
     return Horizontal(*row, classes="row")

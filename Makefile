@@ -19,8 +19,9 @@ demo: install
 	$(BIN)/kontext-tui run examples/demo.yaml
 	@echo "Look at examples/edited/"
 
+# Files of tests side by side, as many as there are processors; four at most, each with its own copy of the model.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

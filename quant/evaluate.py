@@ -19,16 +19,7 @@ from core.edit.geometry import to_working, working_size
 from core.edit.loading import Model
 from core.edit.runtimes import Runtime
 from quant.metrics import Closeness, closeness
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A picture and what to do with it. `target`: the exact result, where there is one."""
-
-    name: str
-    image: Image.Image
-    prompt: str
-    target: Image.Image | None = None
+from quant.quality_set import Subject
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,12 @@ each. `python -m quant.quality_set PRECISION=CHECKPOINT...` prints PSNR against 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
-if TYPE_CHECKING:
-    from quant.evaluate import Subject
+from core.errors import UnavailableError
 
 STEPS = 8
 SEED = 7
@@ -21,15 +20,21 @@ EDITS = {
     "sunset.jpg": ("Add fog", "Invert the colors", "Add a rocket at the top right"),
 }
 
-
 PHOTOS = Path(__file__).parents[1] / "examples" / "photos"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A picture and what to do with it. `target`: the exact result, where there is one."""
+
+    name: str
+    image: Image.Image
+    prompt: str
+    target: Image.Image | None = None
 
 
 def quality_set(photos: Path = PHOTOS) -> list[Subject]:
     """The twelve, with pictures from `photos`. Raises UnavailableError where they are not (an installed package)."""
-    from core.errors import UnavailableError
-    from quant.evaluate import Subject
-
     if not (photos / next(iter(EDITS))).is_file():
         raise UnavailableError(f"the twelve edits need the source tree's examples/photos, which are not in {photos}")
     found = []

@@ -22,7 +22,8 @@ from core.edit.loading import Model
 from core.edit.quantized import QUANT_FILE, hadamard_matrices
 from core.errors import UnavailableError
 from quant import fp4_cpu
-from quant.calibration import OnProgress, PairSet, Sample, record, thin
+from quant.calibration import OnProgress, Sample, record, thin
+from quant.pairs import PairSet
 from quant.recipes import ATTENTION_INPUTS, Recipe
 from quant.refine import refine
 

@@ -15,6 +15,23 @@ ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT / "examples" / "photos"
 
 
+SLOW = (
+    "test_road",
+    "test_run",
+    "test_supervisor",
+    "test_compare",
+    "test_screens",
+    "test_review_screen",
+    "test_engine",
+)
+"""Files of a minute and more, slowest first: side by side with others, none of them must come last."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 def pytest_report_header() -> str:
     import PIL
 

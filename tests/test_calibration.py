@@ -10,8 +10,8 @@ from PIL import Image
 
 from core.edit import sampling
 from core.errors import InputError, UsageError
-from quant import calibration
-from quant.calibration import read_pairs, record, thin
+from quant.calibration import record, thin
+from quant.pairs import DEFAULT_PAIRS, read_pairs
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ class TestThoseThatShip:
         assert len(found.pairs) >= 64
         assert len({pair.prompt for pair in found.pairs}) >= 48
         assert len({pair.image for pair in found.pairs}) >= 16
-        assert "CC BY 4.0" in (calibration.DEFAULT_PAIRS / "ATTRIBUTION.md").read_text()
+        assert "CC BY 4.0" in (DEFAULT_PAIRS / "ATTRIBUTION.md").read_text()
 
     def test_a_limit_is_spread_over_the_list(self):
         all_of_them = [pair.prompt for pair in read_pairs().pairs]

@@ -17,8 +17,9 @@ from small_checkpoints import TINY, source
 
 from core.edit import artifacts
 from core.edit.quantized import Emulated, load_transformer
-from quant.evaluate import Subject, block_losses, contact_sheet, edit_all
+from quant.evaluate import block_losses, contact_sheet, edit_all
 from quant.metrics import closeness, psnr
+from quant.quality_set import Subject
 
 
 class TestCloseness:

@@ -14,7 +14,8 @@ from kontext_tui.cli import options as opt
 from kontext_tui.cli.steps import steps as steps_told
 
 if TYPE_CHECKING:
-    from quant.evaluate import BlockLoss, Edited, Subject
+    from quant.evaluate import BlockLoss, Edited
+    from quant.quality_set import Subject
 
 Precisions = Annotated[
     list[str] | None,
@@ -66,6 +67,7 @@ def compare(
     from core.edit.models import find_spec, locate
     from core.edit.runtimes import PRECISIONS, Choice, choose
 
+    _check_words(input, prompt, pairs)
     subjects = _subjects(input, prompt, pairs)
     spec = find_spec(model)
     folder = locate(spec, download=True)
@@ -119,28 +121,31 @@ def compare(
     _show(report, losses, edits, json=json)
 
 
+def _check_words(inputs: list[Path] | None, prompts: list[str] | None, pairs: Path | None) -> None:
+    if pairs is not None and (inputs or prompts):
+        raise UsageError("--pairs brings its own pictures and prompts: leave --input and --prompt out")
+    if prompts and not inputs:
+        raise UsageError("--prompt needs --input: the edits that ship have prompts of their own")
+    if inputs and not prompts:
+        raise UsageError("--input needs --prompt: say what to do with the pictures")
+
+
 def _subjects(inputs: list[Path] | None, prompts: list[str] | None, pairs: Path | None) -> list[Subject]:
+    """What is edited; nothing heavy is imported, so that a bad list or picture is told at once."""
     from core.edit import images
-    from quant.evaluate import Subject
-    from quant.quality_set import quality_set
+    from quant.pairs import read_pairs
+    from quant.quality_set import Subject, quality_set
 
     if pairs is not None:
-        from quant.calibration import read_pairs
-
-        if inputs or prompts:
-            raise UsageError("--pairs brings its own pictures and prompts: leave --input and --prompt out")
         found = read_pairs(pairs, fewest=1, on_skip=lambda line: print(line, file=sys.stderr)).pairs
         return [
             Subject(p.image.name, images.load(p.image).rgb, p.prompt, images.load(p.target).rgb if p.target else None)
             for p in found
         ]
-    if not inputs:
-        if prompts:
-            raise UsageError("--prompt needs --input: the edits that ship have prompts of their own")
+    if not inputs or not prompts:
         return quality_set()
-    if not prompts:
-        raise UsageError("--input needs --prompt: say what to do with the pictures")
-    return [Subject(path.name, images.load(path).rgb, prompt) for path in inputs for prompt in prompts]
+    pictures = [(path.name, images.load(path).rgb) for path in inputs]
+    return [Subject(name, picture, prompt) for name, picture in pictures for prompt in prompts]
 
 
 def _show(

@@ -49,7 +49,7 @@ def quantize(
     from core.edit.artifacts import make
     from core.edit.models import find_spec, locate
     from core.edit.store import model_hash
-    from quant.calibration import read_pairs
+    from quant.pairs import read_pairs
 
     spec = find_spec(model)
     folder = locate(spec, download=True)

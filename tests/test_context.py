@@ -176,13 +176,14 @@ def test_nothing_can_be_reused_before_a_full_step(conditioning, latents):
 
 class TestSchedule:
     @pytest.mark.parametrize("steps", [1, 2, 8, 28, 30])
-    def test_the_first_step_is_full_and_one_of_k(self, steps):
+    def test_the_first_and_the_last_step_are_full_and_one_of_k(self, steps):
         assert all(full_steps(steps, 1))
         for refresh in range(2, 9):
             full = full_steps(steps, refresh)
             assert full[0]
             assert len(full) == steps
             assert sum(full) == -(-steps // refresh)
+            assert full[-1] or sum(full) == 1
 
     def test_an_edit_goes_on_where_a_full_step_comes_next(self):
         assert [step for step in range(8) if can_resume(step, 7, 1)] == [1, 2, 3, 4, 5, 6]

@@ -22,9 +22,8 @@ from core.edit.loading import Model, load
 from core.edit.models import find_spec, locate
 from core.edit.refresh import full_steps
 from core.edit.runtimes.torch_runtime import TorchRuntime
-from quant.evaluate import Subject
 from quant.metrics import psnr
-from quant.quality_set import SEED, quality_set
+from quant.quality_set import SEED, Subject, quality_set
 
 STEPS = 28
 EDITS = (0, 2, 3, 5, 6, 8, 9, 10)
@@ -36,13 +35,17 @@ Schedule = Callable[[int, list[float]], set[int]]
 
 def spread(power: float) -> Schedule:
     """At (i / n) ** power of the way: 1 is every k-th, above 1 dense early, below 1 dense late."""
-    return lambda count, sigmas: {min(STEPS - 1, round(STEPS * (i / count) ** power)) for i in range(count)}
+    return lambda count, sigmas: _filled({round(STEPS * (i / count) ** power) for i in range(count)}, count)
 
 
 def even_sigmas(count: int, sigmas: list[float]) -> set[int]:
     """At equal distances of sigma."""
-    chosen = {min(range(STEPS), key=lambda s: abs(sigmas[s] - (1 - i / count))) for i in range(count)}
-    return chosen | set([s for s in range(STEPS) if s not in chosen][: count - len(chosen)])
+    return _filled({min(range(STEPS), key=lambda s: abs(sigmas[s] - (1 - i / count))) for i in range(count)}, count)
+
+
+def _filled(steps: set[int], count: int) -> set[int]:
+    """Where two fell on one step, the first free ones too: all schedules cost the same."""
+    return steps | set([step for step in range(STEPS) if step not in steps][: count - len(steps)])
 
 
 def chosen(count: int, sigmas: list[float]) -> set[int]:

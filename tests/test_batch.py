@@ -230,6 +230,12 @@ class TestEstimate:
             conn.execute("UPDATE turns SET precision = 'fp32', peak_bytes = 700000000")
             found = estimate.measured(conn, prospect)
             assert found == estimate.Measured(1, pytest.approx(0.4), 700_000_000)
+            faster = estimate.look(scripts.load(script, {"context_refresh": 4}))
+            assert estimate.measured(conn, faster) is None  # steps of another kind
+            conn.execute("UPDATE turns SET context_refresh = 4")
+            assert estimate.measured(conn, faster) == found
+            assert estimate.measured(conn, prospect) is None
+            conn.execute("UPDATE turns SET context_refresh = 1")
             other = estimate.look(scripts.load(script, {"model": "kontext-dev"}))
             assert estimate.measured(conn, other) is None
             assert "kontext-dev is not on this machine" in told(other, None)[-1]

@@ -216,6 +216,16 @@ def test_results_inside_the_input_folder_never_become_inputs(folder, output):
     assert {name: sha256(folder / "photos" / name) for name in before} == before
 
 
+def test_a_runtime_that_cannot_keep_the_context_is_refused_in_a_line(folder):
+    for runtime in ("onnx", "tensorrt"):
+        done = run(folder, "--runtime", runtime, "--context-refresh", "2")
+        assert done.returncode == 4
+        assert f"the {runtime} runtime cannot keep the context between steps" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert run(folder, "--context-refresh", "0").returncode == 2
+    assert turn_states(folder) == []
+
+
 def test_the_model_size_and_another_format_by_name(folder):
     with (folder / "edits.yaml").open("a") as script:
         script.write("output_size: model\n")

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from quant import bench, bench_charts, random_weights
+from quant import bench, bench_batch, bench_charts, random_weights
 from quant.bench_charts import Bar
 from quant.random_weights import Size
 
@@ -31,7 +31,7 @@ def run(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedPro
 
 
 def test_a_slice_of_random_weights_tells_all_there_is_to_tell(tmp_path):
-    done = run(tmp_path, *SLICE, *QUICK, "-p", "bf16", "-p", "fp8", "--jobs", "1", "--peer", "--charts", "charts")
+    done = run(tmp_path, *SLICE, *QUICK, "-p", "bf16", "-p", "fp8", "--jobs", "0", "--peer", "--charts", "charts")
     assert done.stderr == ""
     report = json.loads(done.stdout)
     exact, fp8 = report["rows"]
@@ -49,11 +49,6 @@ def test_a_slice_of_random_weights_tells_all_there_is_to_tell(tmp_path):
     assert [row["context_refresh"]["kept_bytes"] for row in (exact, fp8)] == [4 * 2 * 2 * 64 * 256, 2 * 2 * 64 * 256]
     assert fp8["weights_bytes"] < exact["weights_bytes"] / 2
     assert 0 < fp8["error"] < 0.5
-    for batch in report["batch"]:
-        assert (batch["turns"], batch["devices"]) == (2, ["cpu"])  # the first job warms up
-        assert batch["images_per_hour"] > 0
-        assert 0 < batch["denoise_share"] < 1
-        assert len(batch["load_s"]) == 1
     assert [peer["name"] for peer in report["peers"]] == ["diffusers, eager"]
     assert set(report["missing"]) >= {"diffusers, compiled"}
     assert {"torch", "diffusers", "date"} <= set(report["machine"])
@@ -62,6 +57,20 @@ def test_a_slice_of_random_weights_tells_all_there_is_to_tell(tmp_path):
     for chart in charts:
         with Image.open(chart) as image:
             assert len(image.convert("RGB").getcolors(1 << 20) or ()) > 10
+
+
+def test_a_batch_goes_through_the_queue_and_only_counts_what_is_warm():
+    size, told = Size(double=1, single=1, heads=2, tokens=128), []
+    batch = bench_batch.run(
+        random_weights.make_spec(size), "fp8", "torch", jobs=1, steps=3, devices=["cpu"], size=size,
+        context_refresh=3, on_turn=lambda done, total: told.append((done, total)),
+    )  # fmt: skip
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert (batch["turns"], batch["steps"], batch["devices"]) == (2, 3, ["cpu"])  # the first job warms up
+    assert (batch["precision"], batch["runtime"], batch["context_refresh"]) == ("fp8", "torch", 3)
+    assert batch["images_per_hour"] > 0
+    assert 0 < batch["denoise_share"] < 1
+    assert len(batch["load_s"]) == 1
 
 
 def test_the_embedded_model_in_the_terminal(tmp_path):

@@ -68,9 +68,8 @@ def test_turns_know_their_numbers() -> None:
 
 
 def test_a_turn_may_look_at_its_picture_more_or_less_often_than_the_script_says() -> None:
-    found = script(
-        HEAD.replace("turns:", "context_refresh: 4\nturns:") + "  - x\n  - prompt: y\n    context_refresh: 1\n"
-    )
+    turns = "  - a\n  - prompt: b\n    context_refresh: 1\n"
+    found = script(HEAD.replace("turns:", "context_refresh: 4\nturns:") + turns)
     assert [found.refresh_of(turn) for turn in found.turns] == [4, 1]
     assert found.most_refresh == 4
     assert script(HEAD + "  - x\n").most_refresh == 1

@@ -164,7 +164,7 @@ class BatchScreen(BatchActions, Screen[None]):
                     yield _select("precision", {each: each for each in _literals("precision")})
                     yield Label("runtime", classes="next")
                     yield _select("runtime", {each: each for each in _literals("runtime")})
-                yield _numbers("", "a random one", "model's", "model's", "1: exact")
+                yield _numbers("", "random", "model's", "model's", "1: exact")
                 with Vertical(id="turns-box") as box:
                     box.border_title = "turns"
                     yield TurnList(id="turns")
@@ -172,7 +172,7 @@ class BatchScreen(BatchActions, Screen[None]):
                     turn.border_title = "turn 1"
                     yield PromptArea(id="turn-prompt", placeholder="what to change, such as: Make it a sunset",
                                      soft_wrap=True, compact=True)  # fmt: skip
-                    yield _numbers("turn-", *["as above"] * 4)
+                    yield _numbers("turn-", *["above"] * 4)
                 yield Lines(id="told")
         yield Footer(show_command_palette=False)
 

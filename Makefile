@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint soak bench-queue bench-tui pictures clean
+.PHONY: install demo test lint soak bench-queue bench-tui pictures screenshots clean
 
 install: $(STAMP)
 
@@ -39,6 +39,10 @@ bench-queue: install
 # How quick the app is over 100,000 jobs; two minutes.
 bench-tui: install
 	$(BIN)/python tests/bench_tui.py
+
+# The screenshots of the README, of the real app at work; some minutes.
+screenshots: install
+	$(BIN)/python examples/screenshots.py docs/images
 
 # The pictures of the README and of the model card, made again.
 pictures: install

@@ -11,11 +11,9 @@ from functools import cache
 from pathlib import Path
 
 from core.errors import ScriptError, UsageError
-from core.script import Script
+from core.script import MAGIC, Script
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-
-_MAGIC = re.compile(r"[*?[]")
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def _matches(path: Path, results: Path, is_result: Callable[[Path], bool], on_fo
     if _is_folder(path):
         root, found = path, _scan(path, ["**"], results, on_folder)
         nothing = f"{path} holds no pictures: none of its files ends in {', '.join(PICTURE_SUFFIXES)}"
-    elif not os.path.lexists(path) and any(_MAGIC.search(part) for part in parts):
+    elif not os.path.lexists(path) and any(MAGIC.search(part) for part in parts):
         found = _scan(root, parts, results, on_folder)
         nothing = f"{path} matches no pictures: check the folder and the pattern"
     else:
@@ -140,7 +138,7 @@ def _lead(folder: Path, part: str, avoided: Path | None, on_folder: OnFolder) ->
         while waiting:
             yield (folder := waiting.pop())
             waiting += _lead(folder, "*", avoided, on_folder)
-    elif _MAGIC.search(part):
+    elif MAGIC.search(part):
         on_folder(folder)
         for entry in _entries(folder, part):
             is_folder = entry.is_dir(follow_symlinks=False) and not _is_picture(entry)

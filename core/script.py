@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -38,6 +38,9 @@ MAX_REFRESH = 100
 
 RESULT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _OTHER_SUFFIXES = (".tif", ".tiff", ".bmp", ".gif", ".avif", ".heic", ".jxl")
+
+MAGIC = re.compile(r"[*?[]")
+"""What makes a glob of a path that does not exist as it is written."""
 
 # The script tells each turn its number under a key that no file can hold: strict_yaml lets no NUL through.
 _NUMBER: Final = "\0number"
@@ -260,16 +263,27 @@ class Script(_Model):
 def load(path: Path, overrides: Mapping[str, object] | None = None) -> Script:
     """Read a script from its file; `overrides` are values from the command line, see `parse`."""
     try:
+        if path.is_fifo() and not path.is_relative_to("/dev"):  # a shell's <(...) lies there, and has its writer
+            raise ScriptError([Problem(str(path), 0, 0, "a named pipe, not a script's file: give another path")])
         with path.open("rb") as stream:
             text = stream.read(strict_yaml.MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = (isinstance(error, OSError) and error.strerror) or "not a file name"
         raise ScriptError([Problem(str(path), 0, 0, f"cannot be read: {reason}")]) from None
-    return parse(text, file=str(path), folder=path.parent, overrides=overrides)
+    return parse(text, file=str(path), folder=path.parent, overrides=overrides, look=True)
 
 
-def parse(text: str | bytes, *, file: str, folder: Path, overrides: Mapping[str, object] | None = None) -> Script:
+def parse(
+    text: str | bytes,
+    *,
+    file: str,
+    folder: Path,
+    overrides: Mapping[str, object] | None = None,
+    look: bool = False,
+) -> Script:
     """Check a script's text; raise a ScriptError with all of its problems, in the name of `file`.
+
+    look: with problems, tell of inputs that do not exist too. Without any, `find_inputs` does.
 
     `overrides` replace the values of the same keys, except None, which means not given. Their problems are
     located as `--output-size` rather than in the file, and their paths count from the current folder.
@@ -281,10 +295,24 @@ def parse(text: str | bytes, *, file: str, folder: Path, overrides: Mapping[str,
     try:
         script = Script.model_validate({**document.data, **options}, context=origin)
     except ValidationError as error:
-        raise ScriptError(list(explainer.problems(error.errors(include_url=False)))) from None
+        problems = list(explainer.problems(error.errors(include_url=False)))
+        if look:
+            problems += _missing_inputs({**document.data, **options}.get("input"), error, origin)
+        raise ScriptError(problems) from None
     if problems := list(explainer.problems([])):
         raise ScriptError(problems)
     return script
+
+
+def _missing_inputs(given: object, error: ValidationError, origin: Origin) -> Iterator[Problem]:
+    if any(each["loc"][:1] == ("input",) for each in error.errors(include_url=False)):
+        return
+    entries = given if isinstance(given, list | tuple) else (given,) if given is not None else ()
+    folder = Path.cwd() if "input" in origin.options else origin.folder
+    for index, entry in enumerate(entries):
+        path = os.path.join(folder, os.path.expanduser(os.fspath(entry)))  # noqa: PTH111, PTH118
+        if not MAGIC.search(path) and not os.path.lexists(path):
+            yield origin.problem(f"{path} does not exist: check the name", "input", index)
 
 
 def json_schema() -> dict[str, Any]:

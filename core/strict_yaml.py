@@ -85,7 +85,7 @@ def resolve(text: str) -> bool | int | float | str | None:
 def _decode(text: str | bytes, file: str) -> str:
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if len(data) > MAX_BYTES:
-        raise ScriptError([Problem(file, 0, 0, f"larger than 1 MiB ({len(data):,} bytes): too large for a script")])
+        raise ScriptError([Problem(file, 1, 1, "larger than 1 MiB: too large for a script")])
     try:
         content = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -156,7 +156,7 @@ class _Composer:
 
     def finish(self) -> Document:
         if not self.problems and self.root is None:
-            self.problems.append(Problem(self.file, 0, 0, "the file is empty: write `input:` and `turns:`"))
+            self.problems.append(Problem(self.file, 1, 1, "the file is empty: write `input:` and `turns:`"))
         elif not self.problems and not isinstance(self.root, dict):
             found = "a list" if isinstance(self.root, list) else "a single value"
             message = f"a script is keys with values, such as `input: photos/`; this is {found}"

@@ -12,12 +12,13 @@ from core.errors import ExitCode, KontextError
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C, by a name of our own: typer would turn KeyboardInterrupt into exit code 1."""
+    """A signal, Ctrl-C's first of all, by a name of our own: typer would turn KeyboardInterrupt into exit code 1."""
 
 
 def main() -> NoReturn:
     """Run the command line; every error a user can mend is a line on stderr and an exit code, never a traceback."""
     signal.signal(signal.SIGINT, _interrupt)
+    code: int
     try:
         _run()
         code = ExitCode.OK
@@ -27,8 +28,8 @@ def main() -> NoReturn:
     except sqlite3.Error as error:
         _complain(_refusal(error))
         code = ExitCode.DATABASE
-    except _Interrupted:
-        code = ExitCode.INTERRUPTED
+    except _Interrupted as signalled:
+        code = 128 + signalled.args[0]
     except BrokenPipeError:  # `kontext-tui list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = ExitCode.OK
@@ -55,7 +56,7 @@ def _run() -> None:
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
-    raise _Interrupted
+    raise _Interrupted(number)
 
 
 def _complain(message: str) -> None:

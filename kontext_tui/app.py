@@ -32,6 +32,7 @@ from kontext_tui.text import safe_text
 
 if TYPE_CHECKING:
     from kontext_tui.starting import Started
+    from kontext_tui.task_runner import TaskRunner
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -72,8 +73,14 @@ class KontextApp(App[str]):
         "queue": _screen("queue", "QueueScreen"),
         "review": _screen("review", "ReviewScreen"),
         "batch": _screen("batch", "BatchScreen"),
+        "models": _screen("models", "ModelsScreen"),
     }
-    LABELS: ClassVar[dict[str, str]] = {"queue": "Queue", "review": "Review", "batch": "New batch"}
+    LABELS: ClassVar[dict[str, str]] = {
+        "queue": "Queue",
+        "review": "Review",
+        "batch": "New batch",
+        "models": "Models",
+    }
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012 - Textual's own type
     VERTICAL_BREAKPOINTS = [(0, "-low"), (30, "-high")]  # noqa: RUF012
     COMMAND_PALETTE_BINDING = "ctrl+p"
@@ -94,6 +101,7 @@ class KontextApp(App[str]):
         self.feed = Feed(database)
         self.state: dict[str, Any] = config.load_state(database)
         """What is remembered until the next start, JSON-able; each screen has a key of its own."""
+        self._tasks: TaskRunner | None = None
         self.worker: Started | None = None
         self.touched = time.monotonic()
         """When a key or the mouse was used last."""
@@ -112,6 +120,8 @@ class KontextApp(App[str]):
         self.set_interval(POLL_SECONDS, self._poll)
         # What is there by then stays: the collector need not look through all of it again and again.
         self.set_timer(3.0, lambda: gc.freeze())
+        if "task" in self.state:
+            self.tasks.adopt()
         if self.settings.workers:
             self.run_worker(self._start_where_none_is)
         if self.graphics.notice:
@@ -217,6 +227,15 @@ class KontextApp(App[str]):
             )
         self.worker = None
 
+    @property
+    def tasks(self) -> TaskRunner:
+        """Long commands that are not the queue's: quantizing, building engines."""
+        if self._tasks is None:
+            from kontext_tui.task_runner import TaskRunner
+
+            self._tasks = TaskRunner(self)
+        return self._tasks
+
     # ------------------------------------------------------------ errors
 
     def _handle_exception(self, error: Exception) -> None:
@@ -255,11 +274,12 @@ class KontextApp(App[str]):
             workers = await asyncio.wait_for(self.feed.read(live_workers), timeout=1.0)
         except (TimeoutError, KontextError):
             workers = []
+        task = self._tasks.going_on() if self._tasks is not None else ""
+        said = [f"{task} goes on"] if task else []
         if workers:
             where = ", ".join(worker.device for worker in workers)
-            self.exit(f"workers go on: {len(workers)} ({safe_text(where, 60)})")
-        else:
-            self.exit()
+            said.insert(0, f"workers go on: {len(workers)} ({safe_text(where, 60)})")
+        self.exit("\n".join(said) or None)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The palette: the other screens, what the keys of this one do, themes."""
@@ -284,5 +304,12 @@ class KontextApp(App[str]):
         yield SystemCommand("Quit", "Leave; workers go on", self.action_quit)
 
     def action_save_screenshot(self) -> None:
-        path = self.save_screenshot(path=str(Path.cwd()))
-        self.toast(f"saved {safe_text(path)}")
+        from kontext_tui.screenshot import svg
+
+        path = Path.cwd() / time.strftime("kontext-tui-%Y-%m-%d-%H%M%S.svg")
+        try:
+            path.write_text(svg(self, "kontext-tui"), "utf-8")
+        except OSError as error:
+            self.toast(f"{safe_text(str(path))}: {error.strerror}", "error")
+        else:
+            self.toast(f"saved {safe_text(str(path))}")

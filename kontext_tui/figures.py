@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -33,6 +35,12 @@ def size(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
+def short_path(path: str | Path) -> str:
+    """A path with ~ for the home folder; still foreign text."""
+    home, text = os.path.expanduser("~"), str(path)  # noqa: PTH111 - text, not a path to use
+    return "~" + text[len(home) :] if text.startswith(home + os.sep) else text
+
+
 def percentile(values: Sequence[float], part: float) -> float:
     """The smallest value that so many of them do not exceed: nearest rank, so that it is one that was measured."""
     ordered = sorted(values)
@@ -60,6 +68,6 @@ def _block(value: float, low: float, high: float) -> str:
 
 
 def bar(part: float, width: int) -> tuple[str, str]:
-    """A bar of so many cells: what is full of it, and what is not."""
+    """A bar of so many cells: what is full of it, and what is not; told apart without colours."""
     full = round(min(max(part, 0.0), 1.0) * width)
-    return "━" * full, "━" * (width - full)
+    return "━" * full, "─" * (width - full)

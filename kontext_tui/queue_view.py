@@ -16,7 +16,7 @@ from core.jobs import board
 from core.jobs.board import Glance, Row, Running, View
 from core.jobs.database import snapshot
 from core.jobs.records import Job, Turn, get_job, get_turns, story
-from kontext_tui.figures import bar, level, percentile, short_ms, short_time, size, spark
+from kontext_tui.figures import bar, level, percentile, short_ms, short_path, short_time, size, spark
 from kontext_tui.pace import Pace
 from kontext_tui.telemetry import Gauge
 from kontext_tui.text import safe_text
@@ -202,8 +202,8 @@ def describe(detail: Detail) -> Content:
     if job.error:
         lines.append(Content.styled(f"{job.error_kind}: {safe_text(job.error, 1000)}", "$error"))
     lines += [
-        Content.assemble(("in   ", "$foreground 60%"), safe_text(job.input_path, 1000)),
-        Content.assemble(("out  ", "$foreground 60%"), safe_text(job.output_path, 1000)),
+        Content.assemble(("in   ", "$foreground 60%"), safe_text(short_path(job.input_path), 1000)),
+        Content.assemble(("out  ", "$foreground 60%"), safe_text(short_path(job.output_path), 1000)),
         Content.styled(f"{safe_text(job.model, 200)}, {job.precision}, {job.runtime}", "$foreground 60%"),
         Content(""),
     ]

@@ -49,7 +49,8 @@ class RandomStudio:
             self._session = None
             made = random_session(Size(**json.loads(os.environ[SIZE])), precision, device)
             self._session, self._precision = LoadedSession(*made), precision
-            self.on_load(Loading("random-weights", str(device), 0.0, time.perf_counter() - start))
+            how = (self._session.precision, self._session.runtime, "random weights")
+            self.on_load(Loading("random-weights", str(device), *how, 0.0, time.perf_counter() - start))
         session: LoadedSession = self._session
         return session
 

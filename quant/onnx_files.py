@@ -33,16 +33,20 @@ class Graph:
 
     def check(self, onnx_path: Path, precision: str) -> None:
         """Raise UsageError where this is not a Kontext transformer in this precision, or its weights are missing."""
+        self.check_interface(onnx_path)
+        wanted = NUMBER_FORMATS[precision]
+        if wanted != "bf16" and wanted not in self.formats:
+            held = ", ".join(sorted(self.formats)) or "no low-precision"
+            raise UsageError(f"{onnx_path}: holds {held} weights, so it is not a graph in {precision}")
+
+    def check_interface(self, onnx_path: Path) -> None:
+        """Raise UsageError where this is not a Kontext transformer, or its weights are missing."""
         missing = [name for name in INPUTS if name not in self.inputs]
         missing += [f"output {OUTPUT}"] if OUTPUT not in self.outputs else []
         unknown = [name for name in self.inputs if name not in INPUTS]
         if missing or unknown:
             problem = f"is without {', '.join(missing)}" if missing else f"also wants {', '.join(unknown)}"
             raise UsageError(f"{onnx_path}: not the graph of a Kontext transformer: it {problem}")
-        wanted = NUMBER_FORMATS[precision]
-        if wanted != "bf16" and wanted not in self.formats:
-            held = ", ".join(sorted(self.formats)) or "no low-precision"
-            raise UsageError(f"{onnx_path}: holds {held} weights, so it is not a graph in {precision}")
         for file in self.files(onnx_path):
             if not file.is_file():
                 raise UsageError(f"{file} is missing: {onnx_path.name} keeps weights in it")

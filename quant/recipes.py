@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.errors import UnavailableError
+from core.errors import UsageError
 
 VERSION = 2
 """Of the calibration and refinement; raise it when they change what comes out."""
@@ -91,7 +91,7 @@ RECIPES = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """Raises UnavailableError for a precision that nothing is quantized to."""
+    """Raises UsageError for a precision that nothing is quantized to."""
     if name not in RECIPES:
-        raise UnavailableError(f"there is no recipe for precision {name!r}; there is one for {', '.join(RECIPES)}")
+        raise UsageError(f"there is no recipe for precision {name!r}; there is one for {', '.join(RECIPES)}")
     return RECIPES[name]

@@ -47,7 +47,8 @@ class Terminal:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.chdir(folder)
-            os.execve(command[0], list(command), {**env, "TERM": term})
+            kept = {name: value for name, value in env.items() if name not in ("COLUMNS", "LINES")}
+            os.execve(command[0], list(command), {**kept, "TERM": term})
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, *pixels))
         self.code: int | None = None
 

@@ -221,6 +221,19 @@ class TestCheck:
         with pytest.raises(UnavailableError, match=r"model\.engine is corrupt"):
             artifacts.check(made, deep=True)
 
+    def test_before_loading_files_are_read_once_and_after_any_change(self, monkeypatch):
+        made = artifacts.make("engine", PARTS, write)
+        path = made.file(".engine")
+        for each in made.folder.rglob("*"):
+            os.utime(each, (1_000_000, 1_000_000))  # long ago: what is younger is not remembered
+        artifacts.check_once(made)
+        with monkeypatch.context() as quick:
+            quick.setattr(store, "sha256", lambda path: pytest.fail(f"{path} is read again"))
+            artifacts.check_once(made)
+        path.write_bytes(b"PLAN" * 1000)
+        with pytest.raises(UnavailableError, match=r"model\.engine is corrupt"):
+            artifacts.check_once(made)
+
     @pytest.mark.parametrize("what", ["model.engine", "manifest.json", "."])
     def test_what_others_may_write_is_refused(self, what):
         made = artifacts.make("engine", PARTS, write)

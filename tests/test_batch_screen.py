@@ -124,7 +124,7 @@ async def test_mistakes_are_told_as_they_are_typed_and_nothing_wrong_is_queued(f
         await until(pilot, lambda: "steps must be a whole number from 1 to 1000, found 0" in shown(app))
         assert [field.id for field in screen.query(".-wrong")] == ["steps"]
         await write(pilot, "steps", "")
-        await until(pilot, lambda: "exist: check the name" in shown(app))
+        await until(pilot, lambda: "✗ nowhere does not exist: check the name" in shown(app))
         await pilot.press("ctrl+g")
         await until(pilot, lambda: any(toast.startswith("not queued") for toast in toasts(app)))
         assert app.current_mode == "batch"

@@ -15,7 +15,7 @@ from conftest import PHOTOS
 from PIL import Image, ImageOps
 from small_checkpoints import TINY, source
 
-from core.edit import artifacts
+from core.edit import artifacts, inventory
 from core.edit.quantized import Emulated, load_transformer
 from quant.evaluate import block_losses, contact_sheet, edit_all
 from quant.metrics import closeness, psnr
@@ -119,13 +119,27 @@ def test_the_command_tells_both_distances(checkpoint, tmp_path):
     assert len(told["blocks"]["fp8"]) == 8
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width == 7 * 198 + 6
+    assert inventory.look().comparisons == {}  # your own pictures are no measure for others
+
+
+def test_what_the_edits_that_ship_came_to_is_kept_for_the_app_and_models(monkeypatch, capsys, checkpoint):
+    """One of the twelve edits, in one step: the others take their time."""
+    from kontext_tui.cli import compare as command
+    from quant import quality_set
+
+    monkeypatch.setattr(quality_set, "quality_set", lambda all_of=quality_set.quality_set: all_of()[:1])
+    command.compare(model="kontext-tiny", precision=["fp8"], runtime="auto", steps=1, seed=7, json=True)
+    told = json.loads(capsys.readouterr().out)["precisions"]
+    kept = inventory.look().comparisons["kontext-tiny"]
+    assert kept["precisions"] == told
+    assert (kept["edits"], kept["steps"], kept["seed"]) == (1, 1, 7)
 
 
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
         (("-p", "fp4"), 4, "kontext-tui quantize"),
-        (("-p", "fp99"), 4, "fp99"),
+        (("-p", "fp99"), 2, "fp99"),
         (("--prompt", "Make it blue"), 2, "--input"),
         (("--input", "examples/photos/dogs.jpg"), 2, "--prompt"),
         (("--pairs", "examples", "--prompt", "x"), 2, "--pairs"),

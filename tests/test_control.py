@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from datetime import datetime
 from pathlib import Path
@@ -113,3 +114,28 @@ def test_a_backup_of_a_queue_at_work_is_whole_and_never_replaces_a_file(cli, tmp
     assert code == 2
     assert "there already" in err
     assert cli("status", "--db", "copy.db")[0] == 0
+    code, _, err = cli("backup", "no/such/copy.db")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "no/such/copy.db" in err
+
+
+def test_a_damaged_queue_is_not_backed_up_as_if_it_were_whole(cli, tmp_path):
+    make_pictures(tmp_path / "photos", 50)
+    cli("add", "edits.yaml")
+    with sqlite3.connect(tmp_path / "jobs.db") as conn:
+        conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        root = conn.execute("SELECT rootpage FROM sqlite_master WHERE name = 'jobs_state'").fetchone()[0]
+        size = conn.execute("PRAGMA page_size").fetchone()[0]
+    conn.close()
+    with (tmp_path / "jobs.db").open("r+b") as file:
+        file.seek((root - 1) * size)
+        file.write(b"\xff" * 200)
+    code, _, err = cli("backup", "copy.db")
+    assert code == 3
+    assert "damaged" in err
+    assert not list(tmp_path.glob("*copy.db*"))
+    code, out, _ = cli("doctor")
+    assert code == 1
+    [line] = [line for line in out.splitlines() if line.startswith("!!")]
+    assert "backup" in line
+    assert len(line) < 500

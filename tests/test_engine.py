@@ -250,7 +250,7 @@ class TestCommands:
         assert again["key"][:12] in out
         assert [word in out for word in ("kontext-tiny", "fp8", "sm120", "tensorrt_rtx", " ok")] == [True] * 5
         (listed,) = json.loads(run("list", "--json")[1])
-        assert listed == {name: value for name, value in again.items() if name != "built"}
+        assert listed == {name: value for name, value in again.items() if name != "built"} | {"verified": False}
 
         code, out, err = run("verify")
         assert (code, out) == (4, "")

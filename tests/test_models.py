@@ -99,6 +99,16 @@ def test_weights_of_other_shapes_are_refused_when_they_load(copy):
         loading.load(spec, locate(spec), torch.device("cpu"))
 
 
+def test_weights_that_config_asks_for_and_files_lack_are_named(copy):
+    import torch
+
+    config = json.loads((copy / "transformer" / "config.json").read_text())
+    (copy / "transformer" / "config.json").write_text(json.dumps({**config, "num_layers": config["num_layers"] + 1}))
+    spec = find_spec(str(copy))
+    with pytest.raises(UnavailableError, match=r"its files lack transformer_blocks\.\d"):
+        loading.load(spec, locate(spec), torch.device("cpu"))
+
+
 def test_each_distinct_prompt_is_encoded_once(tiny, monkeypatch):
     from core.edit.studio import LoadedSession
 

@@ -216,6 +216,25 @@ def test_retry_keeps_the_turns_that_are_done(db, tmp_path, worker_id):
     assert get_job(db, claim.job.id).error is None
 
 
+def test_interruptions_do_not_count_as_failures(db, tmp_path, worker_id):
+    [job_id, *others] = enqueue(db, tmp_path).jobs
+    control.hold(db, others)
+    for _ in range(4):
+        claim = claims.claim(db, worker_id)
+        claims.release(db, claim, "no room")
+    claim = claims.claim(db, worker_id)
+    assert (claim.job.attempt, claims.failures(db, claim)) == (5, 0)
+    claims.retry_later(db, claim, "error", "RuntimeError", None, 0)
+    claim = claims.claim(db, worker_id)
+    assert claims.failures(db, claim) == 1
+    claims.fail_job(db, claim, "error", "RuntimeError")
+    control.retry(db, [job_id])
+    assert claims.failures(db, claims.claim(db, worker_id)) == 0
+    told = [event for event in story(db, job_id) if event["what"] in ("claimed", "released")][:2]
+    assert told[0]["worker"]["device"] == "test"
+    assert told[1]["data"] == {"reason": "no room"}
+
+
 def test_counts_follow_every_change(db, tmp_path, worker_id):
     enqueue(db, tmp_path)
     claim = claims.claim(db, worker_id)

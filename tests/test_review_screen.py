@@ -398,7 +398,10 @@ def test_a_redo_with_another_prompt_its_later_turns_and_undo(done):
         await d.press("enter")
         await d.says("the same prompt and seed")
         await d.press(*" now")
+        tick = d.app.screen.query_one("#later")
+        assert "X" not in str(tick.render())  # without colours, too
         await d.pilot.click("#later")
+        await d.until(lambda: "X" in str(tick.render()))
         await d.pilot.click("#queue")
         await d.until(lambda: len(get_turns(done.conn, 1)) == 6)
         old, new = get_turns(done.conn, 1)[0], get_turns(done.conn, 1)[3]

@@ -153,14 +153,16 @@ def test_a_full_disk_half_way_is_one_line_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("quantize", "-p", "fp16", "--model", "kontext-tiny"), 4, "fp8, fp4, fp4-svd"),
+        (("quantize", "-p", "fp16", "--model", "kontext-tiny"), 2, "fp8, fp4, fp4-svd"),
         (("quantize", "-p", "fp4-svd", "--no-refine", "--model", "kontext-tiny"), 2, "--no-refine"),
-        (("quantize", "-p", "bf16", "--model", "kontext-tiny"), 4, "no recipe"),
+        (("quantize", "-p", "bf16", "--model", "kontext-tiny"), 2, "no recipe"),
         (("quantize", "-p", "fp8", "--model", "no/such/folder"), 4, "no/such/folder"),
         (("quantize", "-p", "fp8", "--model", "kontext-tiny", "--limit", "3"), 2, "at least 8"),
         (("quantize", "-p", "fp8", "--model", "kontext-tiny", "--pairs", "examples"), 2, "pairs.jsonl"),
         (("export", "--precision", "fp8", "--model", "kontext-tiny"), 4, "kontext-tui quantize"),
         (("engine", "build", "--precision", "bf16", "--model", "kontext-tiny", "--gpu", "sm99"), 2, "sm99"),
+        (("engine", "lint", "--onnx", "README.md", "--precision", "fp8"), 2, "is not an ONNX graph"),
+        (("compare", "-p", "fp5", "--model", "kontext-tiny"), 2, "bf16, fp8, fp4, fp4-svd"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, arguments, code, says):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import nights
@@ -13,12 +16,18 @@ from test_queue import enqueue
 from test_worker import Place
 from watching import shown, until
 
+from core.edit import artifacts, inventory
+from core.edit.models import MODELS, locate
+from core.edit.runtimes import verdicts
+from core.edit.runtimes.trt_api import Gpu
+from core.edit.runtimes.verdicts import Verdict
 from core.jobs import claims, control, review
 from core.jobs.database import connect
 from core.jobs.results import Pick
 from core.jobs.review import Change
 from kontext_tui.app import KontextApp
 from kontext_tui.settings import Settings
+from kontext_tui.tasks import Command, Task
 from kontext_tui.telemetry import Gauge, Telemetry
 
 GIB = 2**30
@@ -120,6 +129,74 @@ async def test_the_queue(night, size, name, keys):
 async def test_an_empty_queue(tmp_path, size):
     connect(tmp_path / "jobs.db").close()
     await look(tmp_path / "jobs.db", size, "empty", waits="The queue is empty")
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kontext-tiny with something made of it, in every standing there is."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "kontext-tiny").symlink_to(locate(MODELS["kontext-tiny"]))
+    monkeypatch.setitem(MODELS, "kontext-tiny", replace(MODELS["kontext-tiny"], folder=tmp_path / "kontext-tiny"))
+    key = artifacts.model_hash(tmp_path / "kontext-tiny" / "transformer")
+    monkeypatch.setattr(inventory, "_installed", lambda flavour: "1.7.1.116")
+    rtx = {"flavour": "tensorrt_rtx", "version": "1.7.1.116", "profile": "512-512-512+48"}
+    put("onnx", "bf16", 22, model=key)
+    put("checkpoint", "fp8", 11, model=key, recipe="2a7f", calibration="91bc-8")
+    broken = put("onnx", "fp8", 11, model=key)
+    (broken.folder / "model.onnx").write_bytes(b"cut")
+    proven = put("engine", "fp8", 16, model=key, sm="sm120", **rtx)
+    put("engine", "fp8", 17, model=key, sm="sm89", **rtx)
+    put("checkpoint", "fp4", 7, model="0" * 64)
+    card = Gpu("NVIDIA GeForce RTX 5090", "sm120", "580.95")
+    verdicts.keep(proven, card, Verdict(verdicts.engine_hash(proven), card.name, card.driver, "fp8", 0.0123, 0.05))
+    figures = {"psnr": 38.2, "psnr_worst": 31.0, "ssim": 0.9912, "flip": 0.0213, "step_ms": 96.0, "bytes": 11 << 20}
+    bf16 = {"runtime": "torch", "step_ms": 88.0, "bytes": 22 << 20}
+    outcome = {"precisions": {"bf16": bf16, "fp8": {**figures, "runtime": "torch"}}, "edits": 12, "steps": 8}
+    inventory.keep_comparison(key, {**outcome, "created": "2026-06-20T21:04:00+00:00"})
+
+
+def put(kind: str, precision: str, megabytes: int, **parts: str) -> artifacts.Artifact:
+    """An artifact that was made three hours ago by the same versions everywhere."""
+    name = {"checkpoint": "model.safetensors", "onnx": "model.onnx", "engine": "model.engine"}[kind]
+
+    def build(folder: Path) -> dict[str, str]:
+        with (folder / name).open("wb") as file:
+            file.truncate(megabytes << 20)
+        return {"model": "kontext-tiny"}
+
+    made = artifacts.make(kind, {"precision": precision, **parts}, build)
+    path = made.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    created = datetime.fromtimestamp(NOW - 3 * 3600 - megabytes, UTC).isoformat()
+    path.write_text(json.dumps(manifest | {"created": created, "seconds": 151.2, "versions": {"kontext-tui": "1.0"}}))
+    return made
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("models", ()),
+        ("models-engine", ("j",) * 6),
+        ("models-details", ("enter",)),
+        ("models-build", ("j", "b")),
+        ("models-remove", ("j", "j", "x")),
+        ("models-help", ("question_mark",)),
+    ],
+)
+async def test_models_and_engines(store, tmp_path, size, name, keys):
+    connect(tmp_path / "jobs.db").close()
+    app = KontextApp(tmp_path / "jobs.db", Settings(theme="kontext"))
+    app.state["screen"] = "models"
+    async with app.run_test(size=size, notifications=True) as pilot:
+        await until(pilot, lambda: "kontext-dev" in shown(app))
+        if name == "models":
+            steps = tuple(Command(f"{what} kontext-tiny fp8", ()) for what in ("quantize", "export"))
+            app.tasks.task = Task(steps, began=NOW - 34, what="choosing weights and scales", done=30, total=72)
+            app.screen.show_task()
+        for key in keys:
+            await pilot.press(key)
+        await check(pilot, name)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

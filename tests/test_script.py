@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -325,6 +326,17 @@ class TestLoad:
     def test_refuses_what_cannot_be_read(self, tmp_path: Path, name: str, words: str) -> None:
         with pytest.raises(ScriptError, match=f"cannot be read: {words}"):
             load(tmp_path / name)
+
+    def test_never_waits_for_a_pipe(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.yaml")
+        with pytest.raises(ScriptError, match="named pipe"):
+            load(tmp_path / "pipe.yaml")
+
+    def test_names_a_missing_input_with_the_other_mistakes(self, tmp_path: Path) -> None:
+        (tmp_path / "e.yaml").write_text("input: [nowhere/, 'a*.png']\nsteps: 0\nturns: [add fog]\n")
+        with pytest.raises(ScriptError) as caught:
+            load(tmp_path / "e.yaml")
+        assert [(each.line, each.column) for each in caught.value.problems] == [(1, 9), (2, 8)]
 
     def test_refuses_an_endless_file(self) -> None:
         with pytest.raises(ScriptError, match="larger than 1 MiB"):

@@ -150,7 +150,7 @@ def test_syntax_errors_say_in_one_line_what_to_do(text: str, place: str, words: 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n", "~", "\ufeff"])
 def test_an_empty_file_is_refused(text: str) -> None:
-    assert refusal(text).startswith("f.yaml: the file is empty")
+    assert refusal(text).startswith("f.yaml:1:1: the file is empty")
 
 
 def test_a_file_over_a_mebibyte_is_refused() -> None:

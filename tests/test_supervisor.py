@@ -237,9 +237,27 @@ def test_one_signal_ends_after_the_step_and_nothing_stays_running(night, number,
     night.wait_for(lambda: night.database.exists() and night.states().get("running"))
     night.wait_for(lambda: night.computed())
     process.send_signal(number)
-    assert process.wait(20) == code
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == code
     assert set(night.states()) == {"queued"}
     assert night.child_pids() == []
+    assert "left: 3 queued" in err
+    # Nothing is lost: what was computed of the turn is kept after its last step.
+    [(saved, computed)] = rows(
+        night.database, "SELECT c.step, t.step FROM checkpoints c JOIN turns t USING (job_id, turn)"
+    )
+    assert saved >= max(computed, 1)
+
+
+def test_told_to_stop_in_a_turns_last_step_it_keeps_the_turn_and_begins_no_other(night):
+    process = night.start("run", "edits.yaml", "--steps", "1", KONTEXT_TEST_STEP_MS="2000")
+    night.wait_for(lambda: night.database.exists() and night.computed())
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 143, err
+    assert rows(night.database, "SELECT count(*) FROM turns WHERE state = 'done'") == [(1,)]
+    assert len(night.computed()) == 1
+    night.all_results_stand()
 
 
 def test_the_second_signal_is_immediate(night):
@@ -280,7 +298,7 @@ def test_a_stopped_worker_that_wakes_up_late_changes_nothing(night):
     assert night.run("work", "--drain")[0] == 0
     before = rows(night.database, "SELECT * FROM turns")
     worker.send_signal(signal.SIGCONT)
-    worker.wait(30)
+    assert worker.wait(30) != 0
     assert rows(night.database, "SELECT * FROM turns") == before
     assert night.states() == {"done": 1}
     night.all_results_stand()

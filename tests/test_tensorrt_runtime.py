@@ -19,7 +19,7 @@ from onnx_graphs import TEXT, write_graph
 
 from core.edit import artifacts
 from core.edit.models import locate
-from core.edit.runtimes import proof, tensorrt_runtime, trt_api
+from core.edit.runtimes import proof, tensorrt_runtime, trt_api, verdicts
 from core.edit.runtimes.tensorrt_runtime import Engine, TensorrtRuntime, count_types, fit_shape, verify
 from core.edit.runtimes.torch_runtime import TorchRuntime
 from core.edit.runtimes.trt_api import INPUTS, OUTPUT, Gpu
@@ -248,9 +248,9 @@ class TestProof:
     def test_another_driver_asks_for_another_proof(self, tiny, calls, monkeypatch):
         artifact = stored(tiny)
         verify(artifact, tiny)
-        assert proof.recall(artifact, Gpu("RTX 5090", "sm120", "580.1")) is not None
-        assert proof.recall(artifact, Gpu("RTX 5090", "sm120", "590")) is None
-        assert proof.recall(artifact, Gpu("RTX 5080", "sm120", "580.1")) is None
+        assert verdicts.recall(artifact, Gpu("RTX 5090", "sm120", "580.1")) is not None
+        assert verdicts.recall(artifact, Gpu("RTX 5090", "sm120", "590")) is None
+        assert verdicts.recall(artifact, Gpu("RTX 5080", "sm120", "580.1")) is None
 
     @pytest.mark.parametrize(
         ("precision", "error", "passes"), [("fp8", 0.1, False), ("fp4", 0.1, True), ("fp4", 0.3, False)]

@@ -133,7 +133,10 @@ def _tokens(tokenizer: Any, text: str, length: int) -> Tensor:
 
 
 def _on(cls: Any, folder: Path, device: torch.device, **options: Any) -> Any:
-    return cls.from_pretrained(folder, local_files_only=True, **options).to(device).eval().requires_grad_(False)
+    part = cls.from_pretrained(folder, local_files_only=True, **options)
+    if absent := [name for name, weight in part.named_parameters() if weight.is_meta]:
+        raise ValueError(f"its files lack {absent[0]}, which config.json asks for ({len(absent)} in all)")
+    return part.to(device).eval().requires_grad_(False)
 
 
 def _quiet() -> None:

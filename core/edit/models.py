@@ -67,7 +67,7 @@ def locate(spec: ModelSpec, *, download: bool = False) -> Path:
 
     Raises UnavailableError: gated, offline, missing, half downloaded, another architecture.
     """
-    folder = spec.folder or _hub_folder(spec, download=download)
+    folder = spec.folder or hub_folder(spec, download=download)
     check_folder(folder, spec.name)
     return folder
 
@@ -106,7 +106,8 @@ def _with_spec_file(spec: ModelSpec, folder: Path) -> ModelSpec:
         raise UnavailableError(f"{spec.name}: {path} is not a model spec ({error})") from None
 
 
-def _hub_folder(spec: ModelSpec, *, download: bool) -> Path:
+def hub_folder(spec: ModelSpec, *, download: bool = False) -> Path:
+    """Where the hub's cache has a model, whole or not; with `download`, fetched. Raises UnavailableError."""
     from huggingface_hub import snapshot_download  # 0.3 s
     from huggingface_hub.errors import (
         GatedRepoError,

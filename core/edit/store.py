@@ -19,11 +19,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from core import paths
 from core.errors import KontextError, OutputError, UnavailableError
 
 HASHES = "hashes.json"
+QUICK_BYTES = 1 << 28
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _RACY_NS = 2_000_000_000  # a file changed so lately may change again within one tick of its clock
@@ -51,6 +53,18 @@ def model_hash(folder: Path) -> str:
         raise UnavailableError(f"{folder}: holds no config.json and safetensors to make something of")
     hashes = zip([f.name for f in configs + files], _remembered(configs + files), strict=True)
     return hashlib.sha256(json.dumps(list(hashes)).encode()).hexdigest()
+
+
+def known_model_hash(folder: Path) -> str | None:
+    """`model_hash` where it is known, or found by reading no more than 256 MiB; else None. None of no model, too."""
+    files = [path for path in (*folder.glob("*.safetensors"), folder / "config.json") if path.is_file()]
+    try:
+        known = _known()
+        new = (path for path in map(Path.resolve, files) if known.get(str(path), [])[:-1] != _state(path))
+        unread = sum(path.stat().st_size for path in new)
+        return model_hash(folder) if unread <= QUICK_BYTES else None
+    except (OSError, UnavailableError):
+        return None
 
 
 def write_small(name: str, data: bytes) -> Path:
@@ -204,13 +218,10 @@ def errors_named() -> Iterator[None]:
 
 def _remembered(files: list[Path]) -> list[str]:
     """SHA-256 of each file, from memory where neither its size, mtime nor inode has changed."""
-    try:
-        known = json.loads(read_small(HASHES) or b"{}")
-    except ValueError:
-        known = {}
+    known = _known()
     resolved = [path.resolve() for path in files]
-    states = [(s.st_size, s.st_mtime_ns, s.st_ino) for s in (path.stat() for path in resolved)]
-    new = [i for i, path in enumerate(resolved) if known.get(str(path), [None])[:-1] != list(states[i])]
+    states = [_state(path) for path in resolved]
+    new = [i for i, path in enumerate(resolved) if known.get(str(path), [None])[:-1] != states[i]]
     if new:
         with ThreadPoolExecutor(min(len(new), 4)) as pool:  # hashing lets go of the interpreter's lock
             for i, digest in zip(new, pool.map(lambda i: sha256(resolved[i]), new), strict=True):
@@ -220,3 +231,17 @@ def _remembered(files: list[Path]) -> list[str]:
         with suppress(KontextError):  # a memory only
             write_small(HASHES, json.dumps(lasting).encode())
     return [str(known[str(path)][-1]) for path in resolved]
+
+
+def _known() -> dict[str, list[Any]]:
+    """Size, mtime, inode and SHA-256 of the files that were hashed before."""
+    try:
+        known = json.loads(read_small(HASHES) or b"{}")
+    except ValueError:
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _state(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino]

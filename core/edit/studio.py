@@ -80,10 +80,14 @@ class Studio(Protocol):
 
 @dataclass(frozen=True)
 class Loading:
-    """A model was loaded. `import_seconds` is for the libraries, once a process; `seconds` for the weights."""
+    """A model was loaded. `reason`: why it runs in this precision by this runtime; `import_seconds` is for the
+    libraries, once a process; `seconds` for the weights."""
 
     model: str
     device: str
+    precision: str
+    runtime: str
+    reason: str
     import_seconds: float
     seconds: float
 
@@ -196,7 +200,9 @@ class LocalStudio:
         self.device = str(device)
         loaded = load(spec, folder, device, transformer=choice.artifact is None)
         session = LoadedSession(loaded, open_runtime(choice, loaded))
-        self.on_load(Loading(spec.name, self.device, imported - start, time.perf_counter() - imported))
+        took = time.perf_counter() - imported
+        how = (session.precision, session.runtime, choice.reason)
+        self.on_load(Loading(spec.name, self.device, *how, imported - start, took))
         return session
 
 

@@ -65,6 +65,10 @@ class Checkpointer:
         of the context would have to be saved too: the next full step is near."""
         if time.monotonic() - self.saved < self.seconds or not self._can_resume(step):
             return
+        self.save(step, latents, step_ms)
+
+    def save(self, step: int, latents: Any, step_ms: list[float]) -> None:
+        """Save the state after a step, now."""
         progress = self.session.snapshot(step, latents)
         meta = {"identity": self.identity(), "dtype": progress.dtype, "shape": progress.shape, "step_ms": step_ms}
         claims.save_checkpoint(self.conn, self.claim, self.turn.turn, step, json.dumps(meta), progress.data)

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from core.jobs import checkpoints, control, records, worker
+from core.jobs import checkpoints, claims, control, records, worker
 from core.jobs.database import connect
 from core.jobs.events import Event
 
@@ -26,6 +26,9 @@ BROKEN_DEVICE = 75
 """Exit code of a child whose GPU needs a new process (EX_TEMPFAIL of sysexits.h)."""
 NO_DATABASE = 74
 """Exit code of a child that could not write to the queue: its disk is full, or worse (EX_IOERR of sysexits.h)."""
+
+TAKEN = 73
+"""Exit code of a child whose job was taken from it: it had been given up for dead."""
 
 
 def main() -> int:
@@ -61,6 +64,8 @@ def main() -> int:
         return 0
     except worker.BrokenDevice:
         return BROKEN_DEVICE
+    except claims.StaleClaim:
+        return TAKEN
     except sqlite3.Error as error:
         _tell(Event("database", data={"message": str(error)}))
         return NO_DATABASE

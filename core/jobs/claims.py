@@ -166,7 +166,21 @@ def earlier_tokens(conn: sqlite3.Connection, claim: Claim) -> list[str]:
     return [row["claim_token"] for row in rows]
 
 
-def start_turn(conn: sqlite3.Connection, claim: Claim, turn: int, *, precision: str, runtime: str) -> None:
+def failures(conn: sqlite3.Connection, claim: Claim) -> int:
+    """How many attempts at the job have failed since it was last retried by hand. One that was interrupted, or whose
+    worker died, is none: deaths are counted apart."""
+    row = conn.execute(
+        "SELECT count(*) FROM attempts WHERE job_id = :job AND outcome = 'failed' AND started_at >="
+        " (SELECT coalesce(max(at), 0) FROM events WHERE job_id = :job AND what = 'retried')",
+        {"job": claim.job.id},
+    ).fetchone()
+    return int(row[0])
+
+
+def start_turn(
+    conn: sqlite3.Connection, claim: Claim, turn: int, *, precision: str, runtime: str, step: int = 0
+) -> None:
+    """Begin a turn, or go on with it after `step`."""
     with transaction(conn):
         _fence(conn, claim)
         conn.execute(
@@ -175,7 +189,8 @@ def start_turn(conn: sqlite3.Connection, claim: Claim, turn: int, *, precision: 
             " finished_at = NULL WHERE job_id = ? AND turn = ?",
             (precision, runtime, claim.job.attempt, now_ms(), claim.job.id, turn),
         )
-        write_event(conn, Event("turn", claim.job.id, turn), claim.job.attempt, claim.worker_id)
+        data = {"after_step": step} if step else {}
+        write_event(conn, Event("turn", claim.job.id, turn, data), claim.job.attempt, claim.worker_id)
 
 
 def beat(conn: sqlite3.Connection, claim: Claim, turn: int, step_ms: Sequence[float]) -> None:
@@ -324,13 +339,14 @@ def cancel_claimed(conn: sqlite3.Connection, claim: Claim) -> None:
         _end(conn, claim, "cancelled")
 
 
-def release(conn: sqlite3.Connection, claim: Claim) -> None:
-    """Put a claimed job back, as a worker does that was told to stop."""
+def release(conn: sqlite3.Connection, claim: Claim, reason: str = "") -> None:
+    """Put a claimed job back, as a worker does that was told to stop; `reason`: anything else."""
     with transaction(conn):
         _fence(conn, claim, cancellable=False)
         close_attempt(conn, claim.token, "released")
         leave_running(conn, claim.job.id, "queued")
-        write_event(conn, Event("released", claim.job.id), claim.job.attempt, claim.worker_id)
+        data = {"reason": reason} if reason else {}
+        write_event(conn, Event("released", claim.job.id, data=data), claim.job.attempt, claim.worker_id)
 
 
 def _fence(conn: sqlite3.Connection, claim: Claim, *, cancellable: bool = True) -> None:

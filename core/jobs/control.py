@@ -154,10 +154,15 @@ def prune(conn: sqlite3.Connection, *, days: float, states: Sequence[str] = FINA
 
 
 def backup(conn: sqlite3.Connection, target: Path) -> None:
-    """A whole copy of a queue that may be at work, through SQLite's backup API; never over an existing file."""
+    """A whole copy of a queue that may be at work, through SQLite's backup API; never over an existing file.
+
+    Raises DatabaseError where the queue is damaged: such a copy is no backup, and none is left.
+    """
     if os.path.lexists(target):
         raise UsageError(f"{target} is there already; give the backup another name")
+    if not os.access(target.absolute().parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{target} cannot be written: its folder is not there, or not yours to write in")
     try:
-        copy_to(conn, target)
+        copy_to(conn, target, whole=True)
     except OSError as error:
         raise UsageError(f"{target} cannot be written: {error.strerror}") from None

@@ -184,18 +184,34 @@ def _migrate(conn: sqlite3.Connection) -> None:
         conn.execute(f"PRAGMA user_version = {VERSION}")
 
 
-def copy_to(conn: sqlite3.Connection, target: Path) -> None:
-    """A whole copy of a queue that may be at work, under its name in one step; FileExistsError where it is taken."""
+def copy_to(conn: sqlite3.Connection, target: Path, *, whole: bool = False) -> None:
+    """A copy of a queue that may be at work, under its name in one step; FileExistsError where it is taken.
+
+    whole: look through the copy first, DatabaseError where it is damaged.
+    """
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with closing(sqlite3.connect(part)) as copy:
             conn.backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE")  # one file, nothing beside it
+            if whole and (found := damage(copy)):
+                raise DatabaseError(
+                    f"the queue is damaged ({found}): no copy was made; an older backup is to be used"
+                )
         with part.open("rb") as written:
             os.fsync(written.fileno())
         os.link(part, target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def damage(conn: sqlite3.Connection) -> str:
+    """What is wrong with a database file, the first few findings in one line; empty where it is whole."""
+    try:
+        found = [str(row[0]) for row in conn.execute("PRAGMA integrity_check(3)")]
+    except sqlite3.DatabaseError as error:
+        found = [str(error)]
+    return "" if found == ["ok"] else "; ".join(line for each in found for line in each.splitlines()[:3])
 
 
 def _reason(path: Path, error: sqlite3.Error) -> str:

@@ -6,17 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-# Steps come several times a second; they are shown, never stored as events (a turn keeps its `step_ms`).
-TRANSIENT = frozenset({"step", "waiting"})
-
 
 @dataclass(frozen=True)
 class Event:
     """One thing that happened. `what` is a word below; `data` is JSON-able.
 
-    added, claimed, loading, loaded {seconds}, note {text}, turn {prompt, steps, seed}, step {step, steps, ms},
-    turn_done {seconds, output, reused}, done, dead / failed {kind, message}, cancelled, released, lost (its worker
-    died), retried, waiting {jobs} (for jobs that another process is working on).
+    added, claimed, loading, loaded {seconds}, note {text}, turn {prompt, steps, seed; in the story: after_step},
+    step {step, steps, ms}, turn_done {seconds, output, reused}, done, dead / failed {kind, message}, cancelled,
+    released {reason}, lost (its worker died), retried, waiting {jobs} (for jobs that another process is working on),
+    interrupted {left: jobs by state}.
 
     In review: accepted, rejected, unreviewed {reason}, redo {of, prompt, seed}, branch {from, prompt, seed},
     withdrawn (a redo or branch that had not begun), exported {to}. `turn` is the one that is meant or added.

@@ -21,7 +21,11 @@ class ProcessId:
 
 
 def this_process() -> ProcessId:
-    pid = os.getpid()
+    return process_id(os.getpid())
+
+
+def process_id(pid: int) -> ProcessId:
+    """The process of this host that has this pid now."""
     return ProcessId(socket.gethostname(), _boot_id(), pid, _start_ticks(pid) or 0)
 
 

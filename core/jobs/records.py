@@ -80,13 +80,17 @@ def get_turns(conn: sqlite3.Connection, job_id: int) -> list[Turn]:
     return [_turn(row) for row in rows]
 
 
-def jobs_of(conn: sqlite3.Connection, batch_id: int) -> list[Job]:
-    """The jobs of a batch, in the order they were added."""
-    rows = conn.execute(
-        "SELECT j.* FROM batch_jobs b JOIN jobs j ON j.id = b.job_id WHERE b.batch_id = ? ORDER BY j.id",
-        (batch_id,),
-    )
-    return [job_from_row(row) for row in rows]
+def left(conn: sqlite3.Connection, batch_id: int | None = None) -> dict[str, int]:
+    """The jobs (of one batch) that have not ended, by state; only states that there are."""
+    numbers = counts(conn)
+    if batch_id is not None:
+        rows = conn.execute(
+            "SELECT j.state, count(*) AS jobs FROM batch_jobs b JOIN jobs j ON j.id = b.job_id WHERE b.batch_id = ?"
+            " GROUP BY j.state",
+            (batch_id,),
+        )
+        numbers = {row["state"]: row["jobs"] for row in rows}
+    return {state: numbers[state] for state in STATES if state not in FINAL_STATES and numbers.get(state)}
 
 
 def unfinished(conn: sqlite3.Connection, batch_id: int) -> int:
@@ -118,11 +122,16 @@ def counts(conn: sqlite3.Connection) -> dict[str, int]:
 
 
 def story(conn: sqlite3.Connection, job_id: int) -> list[dict[str, Any]]:
-    """A job's events in order, each with its time in ms, the word and its data."""
-    rows = conn.execute("SELECT * FROM events WHERE job_id = ? ORDER BY id", (job_id,))
+    """A job's events in order, each with its time in ms, the word, its data and the worker whose it is."""
+    rows = conn.execute(
+        "SELECT e.*, w.host, w.pid, w.device FROM events e LEFT JOIN workers w ON w.id = e.worker_id"
+        " WHERE e.job_id = ? ORDER BY e.id",
+        (job_id,),
+    ).fetchall()
     return [
-        {k: row[k] for k in ("at", "what", "turn", "attempt")}
+        {key: row[key] for key in ("at", "what", "turn", "attempt")}
         | {"data": json.loads(row["data"]) if row["data"] else {}}
+        | {"worker": {key: row[key] for key in ("host", "pid", "device")} if row["pid"] else None}
         for row in rows
     ]
 

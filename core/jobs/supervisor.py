@@ -25,7 +25,7 @@ from statistics import median
 
 from core.errors import UnavailableError
 from core.jobs import claims, control
-from core.jobs.child import BROKEN_DEVICE, NO_DATABASE
+from core.jobs.child import BROKEN_DEVICE, NO_DATABASE, TAKEN
 from core.jobs.database import checkpoint
 from core.jobs.events import Event, Listener
 
@@ -207,7 +207,7 @@ def _bury_dead(supervision: Supervision) -> None:
         for pipe in (child.process.stdin, child.process.stdout):
             if pipe is not None:
                 pipe.close()
-        alone = child.asked is None and code not in (0, BROKEN_DEVICE, NO_DATABASE)
+        alone = child.asked is None and code not in (0, BROKEN_DEVICE, NO_DATABASE, TAKEN)
         if child.worker_id is not None and (child.hung or alone):
             supervision.blame[child.worker_id] = "timeout" if child.hung else "killed_worker"
         supervision.bury = True
@@ -324,6 +324,6 @@ def _lock(name: str) -> Iterator[bool]:
 def _checkpoint(supervision: Supervision) -> None:
     """Copy the log into the file, unless another supervisor of this queue does so at the moment."""
     path = str(supervision.plan.database.resolve())
-    with _lock(f"checkpoint-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}") as held:
+    with suppress(OSError), _lock(f"checkpoint-{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}") as held:
         if held:
             checkpoint(supervision.conn)

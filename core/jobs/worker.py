@@ -71,7 +71,10 @@ class Worker:
 
 
 def drain(worker: Worker, *, batch_id: int | None = None, wait: Callable[[], bool] = lambda: False) -> None:
-    """Work until nothing is left to claim and `wait` says not to wait for more. Raises Stopped, BrokenDevice."""
+    """Work until nothing is left to claim and `wait` says not to wait for more.
+
+    Raises Stopped, BrokenDevice, and StaleClaim where a job was taken from this worker.
+    """
     try:
         while True:
             claims.rescue(worker.conn)
@@ -95,7 +98,10 @@ def drain(worker: Worker, *, batch_id: int | None = None, wait: Callable[[], boo
 
 
 def run_job(worker: Worker, claim: Claim) -> None:
-    """Bring one claimed job to an end: done, dead, cancelled, waiting for a retry, or back in the queue."""
+    """Bring one claimed job to an end: done, dead, cancelled, waiting for a retry, or back in the queue.
+
+    Raises StaleClaim where the job was taken from this worker: who was given up for dead is not to go on.
+    """
     start = time.perf_counter()
     worker.tell("claimed", claim, name=claim.job.name, attempt=claim.job.attempt)
     try:
@@ -110,6 +116,7 @@ def run_job(worker: Worker, claim: Claim) -> None:
         worker.tell("cancelled", claim)
     except StaleClaim as error:
         worker.tell("stale", claim, message=str(error))
+        raise
     except (Stopped, KeyboardInterrupt):
         _release(worker, claim)
         raise
@@ -130,24 +137,25 @@ def _fail(worker: Worker, claim: Claim, failure: Failure, trace: str | None) -> 
     if remedy is Remedy.PAUSE:
         folder = Path(claim.job.output_path).parent
         control.pause(worker.conn, message, control.Room(str(folder), ROOM_BYTES))
-        _release(worker, claim)
+        _release(worker, claim, message)
         worker.tell("paused", claim, message=message)
         return
-    tried = claim.job.attempt >= claim.job.max_attempts
+    failures = claims.failures(worker.conn, claim) + 1
+    tried = failures >= claim.job.max_attempts
     if remedy is Remedy.DEAD or tried or (remedy is Remedy.SMALLER and not worker.studio.make_room()):
         claims.fail_job(worker.conn, claim, kind, message, trace)
         worker.tell("dead", claim, kind=kind, message=message)
     else:
-        delay = backoff_ms(claim.job.attempt) if remedy is Remedy.LATER else 0
+        delay = backoff_ms(failures) if remedy is Remedy.LATER else 0
         claims.retry_later(worker.conn, claim, kind, message, trace, delay)
         worker.tell("failed", claim, kind=kind, message=message, retry_seconds=delay / 1000)
     if remedy is Remedy.NEW_PROCESS:
         raise BrokenDevice(message)
 
 
-def _release(worker: Worker, claim: Claim) -> None:
+def _release(worker: Worker, claim: Claim, reason: str = "") -> None:
     with suppress(StaleClaim):
-        claims.release(worker.conn, claim)
+        claims.release(worker.conn, claim, reason)
     worker.tell("released", claim)
 
 
@@ -174,6 +182,8 @@ def _edit_turns(worker: Worker, claim: Claim, *, again: bool = False) -> None:
     session.prepare([turn.prompt for turn in todo])
     paths = {turn.turn: Path(turn.output_path) for turn in turns}
     for turn in todo:
+        if worker.stop():  # told in the last step of the turn before, whose result was worth the moment
+            raise Stopped("told to stop")
         # An earlier result is read from its file, not from memory: a restart must see the very same picture.
         source = images.load(paths[turn.from_turn]) if turn.from_turn else picture
         paths[turn.turn] = _edit_turn(worker, claim, session, turn, turns, source, picture)
@@ -223,17 +233,19 @@ def _edit_turn(
     start = time.perf_counter()
     checkpointer = Checkpointer(worker.conn, claim, session, turn, source.sha256, worker.checkpoint_seconds)
     resume, times = checkpointer.resume()
-    claims.start_turn(worker.conn, claim, turn.turn, precision=session.precision, runtime=session.runtime)
+    step = resume.step if resume else 0
+    claims.start_turn(worker.conn, claim, turn.turn, precision=session.precision, runtime=session.runtime, step=step)
     worker.tell("turn", claim, turn.turn, prompt=turn.prompt, steps=turn.steps, seed=turn.seed, turns=len(turns))
     if resume is not None:
-        worker.tell("resumed", claim, turn.turn, step=resume.step, steps=turn.steps)
+        worker.tell("resumed", claim, turn.turn, step=step, steps=turn.steps)
     last_beat = start
 
     def on_step(step: int, ms: float, latents: object, outlook: Callable[[], object]) -> None:
         nonlocal last_beat
         times.append(ms)
         worker.tell("step", claim, turn.turn, step=step, steps=turn.steps, ms=ms, turns=len(turns))
-        if worker.stop():
+        if worker.stop() and step < turn.steps:
+            checkpointer.save(step, latents, times)
             raise Stopped("told to stop")
         if time.perf_counter() - last_beat >= BEAT_SECONDS:
             last_beat = time.perf_counter()

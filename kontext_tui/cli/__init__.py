@@ -9,7 +9,21 @@ from typing import Annotated
 
 import typer
 
-from kontext_tui.cli import about, bench, compare, control, engine, export, jobs, quantize, review, run, tui, web
+from kontext_tui.cli import (
+    about,
+    bench,
+    compare,
+    control,
+    engine,
+    export,
+    jobs,
+    models,
+    quantize,
+    review,
+    run,
+    tui,
+    web,
+)
 
 app = typer.Typer(
     help="Edit photographs by sentences with FLUX.1 Kontext: queue them, run them overnight, look in the morning.",
@@ -71,4 +85,5 @@ for name, function in {
 }.items():
     app.command(name)(function)
 app.add_typer(review.app, name="review")
+app.add_typer(models.app, name="models")
 app.add_typer(engine.app, name="engine")

@@ -20,16 +20,19 @@ PACKAGES = ("torch", "triton", "diffusers", "transformers", "torchao", "onnxrunt
 
 
 def bench(
-    model: Annotated[str, typer.Option(help="kontext-tiny, kontext-dev or a diffusers folder.")] = "kontext-dev",
+    model: Annotated[
+        str, typer.Option(metavar="M", help="kontext-tiny, kontext-dev or a diffusers folder.")
+    ] = "kontext-dev",
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="FLUX.1 Kontext's shapes with random weights: no download.")
     ] = False,
     precision: Annotated[
         list[str] | None,
-        typer.Option("--precision", "-p", help="Only this one; may be repeated.", show_default="all"),
+        typer.Option("--precision", "-p", metavar="P", help="Only this one; may be repeated.", show_default="all"),
     ] = None,
     runtime: Annotated[
-        list[str] | None, typer.Option("--runtime", help="Only these; may be repeated.", show_default="all")
+        list[str] | None,
+        typer.Option("--runtime", metavar="R", help="Only these; may be repeated.", show_default="all"),
     ] = None,
     calls: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Timed steps, warm.")] = 12,
     steps: opt.Steps = None,
@@ -37,10 +40,12 @@ def bench(
         int, typer.Option(metavar="N", min=0, max=10_000, help="Pictures of the batch, two turns each; 0: no batch.")
     ] = 20,
     context_refresh: Annotated[int, typer.Option(metavar="K", min=1, max=100, help="Of the batch.")] = 1,
-    double: Annotated[int, typer.Option(min=1, help="Double blocks of --random-weights.")] = 19,
-    single: Annotated[int, typer.Option(min=1, help="Single blocks of --random-weights.")] = 38,
-    heads: Annotated[int, typer.Option(min=2, help="Attention heads of --random-weights.")] = 24,
-    tokens: Annotated[int, typer.Option(min=8, help="Image and context tokens of --random-weights.")] = 8192,
+    double: Annotated[int, typer.Option(metavar="N", min=1, help="Double blocks of --random-weights.")] = 19,
+    single: Annotated[int, typer.Option(metavar="N", min=1, help="Single blocks of --random-weights.")] = 38,
+    heads: Annotated[int, typer.Option(metavar="N", min=2, help="Attention heads of --random-weights.")] = 24,
+    tokens: Annotated[
+        int, typer.Option(metavar="N", min=8, help="Image and context tokens of --random-weights.")
+    ] = 8192,
     peer: Annotated[
         bool, typer.Option("--peer", help="diffusers and torchao's FP8 too, where they are installed.")
     ] = False,

@@ -6,6 +6,7 @@ import platform
 import shutil
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from core import __version__, paths
 from core.edit.models import MODELS, locate
 from core.errors import KontextError
-from core.jobs.database import connect
+from core.jobs.database import connect, damage
 
 PACKAGES = (
     "torch",
@@ -26,6 +27,12 @@ PACKAGES = (
     "rich",
     "typer",
 )
+EXTRAS = {
+    "quant": ("nvidia-modelopt", "onnx", "onnxruntime"),
+    "rtx": ("tensorrt-rtx-cu13-bindings",),
+    "tensorrt": ("tensorrt",),
+}
+"""What extras bring; a machine that only edits may lack them."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,12 @@ def _versions() -> Iterator[Check]:
             yield Check(package, True, version(package))
         except PackageNotFoundError:
             yield Check(package, False, "not installed: reinstall kontext-tui")
+    for extra, packages in EXTRAS.items():
+        for package in packages:
+            try:
+                yield Check(package, True, version(package))
+            except PackageNotFoundError:
+                yield Check(package, None, f"not installed; pip install 'kontext-tui[{extra}]' brings it")
     # https://www.sqlite.org/wal.html: two connections that checkpoint at once may damage the file before 3.51.3.
     fixed = sqlite3.sqlite_version_info >= (3, 51, 3)
     note = "" if fixed else " (before 3.51.3: a rare WAL bug; keep backups of a queue that matters)"
@@ -91,10 +104,9 @@ def _queue(path: Path) -> Iterator[Check]:
     except KontextError as error:
         yield Check("queue", False, str(error))
         return
-    with conn:
-        damage = [row[0] for row in conn.execute("PRAGMA integrity_check(5)")]
-    conn.close()
-    whole = damage == ["ok"]
+    with closing(conn):
+        found = damage(conn)
     free = shutil.disk_usage(path.absolute().parent).free
-    yield Check("queue", whole, f"{path}: " + ("whole" if whole else "; ".join(damage)))
+    mend = f"{path} is damaged ({found}): keep the file and work on with a backup, or start anew with --db"
+    yield Check("queue", not found, mend if found else f"{path}: whole")
     yield Check("disk", free > 1 << 30, f"{free / 2**30:.0f} GiB free beside the queue")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Precisions = Annotated[
     list[str] | None,
-    typer.Option("--precision", "-p", help="A precision to compare with bf16; may be repeated.", show_default="all"),
+    typer.Option("--precision", "-p", metavar="P", help="To compare with bf16; may be repeated.", show_default="all"),
 ]
 Refreshes = Annotated[
     list[int] | None,
@@ -31,20 +31,23 @@ Refreshes = Annotated[
 ]  # fmt: skip
 Prompts = Annotated[
     list[str] | None,
-    typer.Option("--prompt", help="What to ask of each --input; may be repeated.", show_default=False),
+    typer.Option("--prompt", metavar="TEXT", help="Asked of each --input; may be repeated.", show_default=False),
 ]
 Sheet = Annotated[
-    Path | None, typer.Option(help="Write a contact sheet: input, each precision, difference.", show_default=False)
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Write a contact sheet: input, each precision, difference.", show_default=False
+    ),
 ]
 
 
 def compare(
-    model: Annotated[str, typer.Option(help="kontext-tiny, kontext-dev or a diffusers folder.")] = "kontext-dev",
+    model: Annotated[str, typer.Option(metavar="M", help="kontext-tiny, kontext-dev or a folder.")] = "kontext-dev",
     precision: Precisions = None,
-    runtime: Annotated[str, typer.Option(help="What runs them: auto, torch, onnx or tensorrt.")] = "auto",
+    runtime: Annotated[str, typer.Option(metavar="R", help="auto, torch, onnx or tensorrt.")] = "auto",
     input: Annotated[
         list[Path] | None,
-        typer.Option("--input", "-i", help="Pictures, instead of the twelve edits that ship.", show_default=False),
+        typer.Option("--input", "-i", metavar="FILE", help="Pictures, not the edits that ship.", show_default=False),
     ] = None,
     prompt: Prompts = None,
     pairs: Annotated[
@@ -57,7 +60,7 @@ def compare(
     ] = None,
     steps: opt.Steps = None,
     context_refresh: Refreshes = None,
-    seed: Annotated[int, typer.Option(min=0)] = 7,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="The seed of every edit.")] = 7,
     sheet: Sheet = None,
     device: opt.Device = "auto",
     json: opt.Json = False,
@@ -67,6 +70,8 @@ def compare(
     from core.edit.models import find_spec, locate
     from core.edit.runtimes import PRECISIONS, Choice, choose
 
+    if unknown := [name for name in precision or () if name not in PRECISIONS]:
+        raise UsageError(f"there is no precision {unknown[0]!r}: name one of {', '.join(PRECISIONS)}")
     _check_words(input, prompt, pairs)
     subjects = _subjects(input, prompt, pairs)
     spec = find_spec(model)
@@ -116,9 +121,23 @@ def compare(
         name: {**summarize(each), "bytes": sizes.get(name.split()[0]), "runtime": _runtime(choices, name.split()[0])}
         for name, each in edits.items()
     }
+    if input is None and pairs is None:
+        exact = {name: values for name, values in report.items() if name in PRECISIONS}
+        _keep(folder, exact, edits=len(subjects), steps=settings["steps"], seed=seed)
     if sheet:
         contact_sheet(subjects, edits).save(sheet)
     _show(report, losses, edits, json=json)
+
+
+def _keep(folder: Path, report: dict[str, dict[str, Any]], **settings: int) -> None:
+    """The edits that ship are the same for everyone: what they came to is shown again by `models` and the app."""
+    from datetime import UTC, datetime
+
+    from core.edit.inventory import keep_comparison
+    from core.edit.store import model_hash
+
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    keep_comparison(model_hash(folder / "transformer"), {"precisions": report, "created": created, **settings})
 
 
 def _check_words(inputs: list[Path] | None, prompts: list[str] | None, pairs: Path | None) -> None:
@@ -155,7 +174,7 @@ def _show(
     *,
     json: bool,
 ) -> None:
-    from kontext_tui.cli.narrate import size
+    from kontext_tui.cli.models import print_comparison
     from kontext_tui.cli.report import print_json, print_table
 
     if json:
@@ -174,24 +193,11 @@ def _show(
         worst = {name: [vars(loss) for loss in each] for name, each in losses.items()}
         print_json({"precisions": report, "edits": details, "blocks": worst})
         return
-    rows = [
-        (
-            name,
-            str(values["runtime"]),
-            *(f"{values[key]:.{digits}f}" if key in values else "" for key, digits in _COLUMNS.items()),
-            size(values["bytes"]) if values["bytes"] else "",
-        )
-        for name, values in report.items()
-    ]
-    print_table(("precision", "runtime", *_HEADINGS, "weights"), rows, right=range(2, 3 + len(_COLUMNS)))
+    print_comparison(report)
     for name, each in losses.items():
         worst = sorted(each, key=lambda loss: -loss.error)[:5]
         print(f"\n{name}: blocks that lose most, each on its own (relative error of the output)")
         print_table((), [(loss.block, f"{loss.error:.4f}") for loss in worst], right=(1,))
-
-
-_COLUMNS = {"psnr": 1, "psnr_worst": 1, "ssim": 4, "flip": 4, "lpips": 4, "target_psnr": 1, "step_ms": 0}
-_HEADINGS = ("PSNR dB", "worst", "SSIM", "FLIP", "LPIPS", "to target", "ms a step")
 
 
 def _row(precision: str, refresh: int) -> str:

@@ -19,7 +19,7 @@ WAITING = ("queued", "scheduled", "failed")
 
 
 def pause(
-    reason: Annotated[str, typer.Option(help="Shown wherever the queue is.")] = "by hand", db: opt.Db = None
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Shown with the queue.")] = "by hand", db: opt.Db = None
 ) -> None:
     """Let no worker take another job; what runs goes on to its end. Survives restarts."""
     from core.jobs import control
@@ -94,9 +94,9 @@ def release(
 
 
 def priority(
-    job: Annotated[list[int], typer.Argument(metavar="JOB...", help="Job numbers.", show_default=False)],
+    job: Annotated[list[int], typer.Argument(metavar="JOB", help="Job numbers.", show_default=False)],
     number: Annotated[
-        int, typer.Option("--to", help="Higher ones are edited first; 0 is usual.", show_default=False)
+        int, typer.Option("--to", metavar="N", help="Higher ones are edited first; 0 is usual.", show_default=False)
     ],
     db: opt.Db = None,
 ) -> None:
@@ -110,18 +110,20 @@ def priority(
 
 
 def prune(
-    days: Annotated[float, typer.Option(min=0, help="Jobs that ended more than this many days ago.")] = 30,
+    days: Annotated[float, typer.Option(metavar="N", min=0, help="Jobs that ended more than N days ago.")] = 30,
     state: Annotated[
-        list[str] | None, typer.Option("--state", "-s", help="Only done, dead or cancelled ones.", show_default=False)
+        list[str] | None,
+        typer.Option("--state", "-s", metavar="STATE", help="Only done, dead or cancelled ones.", show_default=False),
     ] = None,
     db: opt.Db = None,
 ) -> None:
     """Forget jobs that ended long ago, with their stories. Never removes a picture."""
     from core.jobs import control
     from core.jobs.records import FINAL_STATES
+    from kontext_tui.cli.narrate import counted
 
     with opt.open_queue(db, create=False) as conn:
-        print(f"{control.prune(conn, days=days, states=state or FINAL_STATES)} jobs forgotten")
+        print(f"{counted(control.prune(conn, days=days, states=state or FINAL_STATES), 'job')} forgotten")
 
 
 def backup(

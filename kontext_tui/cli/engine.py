@@ -15,6 +15,7 @@ from kontext_tui.cli.steps import steps
 
 if TYPE_CHECKING:
     from core.edit.artifacts import Artifact
+    from core.edit.inventory import Made
     from core.edit.models import ModelSpec
     from quant.engine import Progress, Target
 
@@ -38,8 +39,10 @@ KEY_SHOWN = 12
 def build(
     precision: EnginePrecision,
     model: ModelName = "kontext-dev",
-    gpu: Annotated[str, typer.Option(help="auto, or the GPU's kind: sm89 (RTX 40), sm120 (RTX 50), ...")] = "auto",
-    flavour: Annotated[str, typer.Option(help="auto, tensorrt_rtx or tensorrt.")] = "auto",
+    gpu: Annotated[
+        str, typer.Option(metavar="GPU", help="auto, or its kind: sm89 (RTX 40), sm120 (RTX 50), ...")
+    ] = "auto",
+    flavour: Annotated[str, typer.Option(metavar="F", help="auto, tensorrt_rtx or tensorrt.")] = "auto",
     onnx: OnnxFile = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -52,6 +55,7 @@ def build(
     from quant.onnx_files import onnx_hash
 
     _check_precision(precision)
+    opt.end_cleanly()
     target = engine.choose_target(gpu, flavour)
     engine.check_hardware(target.sm, precision)
     spec = find_spec(model)
@@ -89,11 +93,12 @@ def build(
 
 def list_(json: opt.Json = False) -> None:
     """The engines of this machine, newest first, with what keeps one from being used."""
-    from core.edit import artifacts
+    from core.edit import inventory
     from kontext_tui.cli.narrate import size
     from kontext_tui.cli.report import print_json, print_table
 
-    engines = [_engine_object(artifact) for artifact in artifacts.list_all("engine")]
+    found = [made for made in inventory.look().made if made.artifact.kind == "engine"]
+    engines = [{**_engine_object(made.artifact), **_standing(made)} for made in found]
     if json:
         print_json(engines)
         return
@@ -102,11 +107,12 @@ def list_(json: opt.Json = False) -> None:
         [
             *(str(each[c] or "?")[: KEY_SHOWN if c == "key" else 40] for c in columns),
             size(each["bytes"]),
+            "yes" if each["verified"] else "not yet",
             each["state"],
         ]
         for each in engines
     ]
-    print_table([*columns, "size", "state"], rows, right=(len(columns),))
+    print_table([*columns, "size", "verified", "state"], rows, right=(len(columns),))
 
 
 def lint(
@@ -121,6 +127,7 @@ def lint(
     """Which products of a graph run in low precision, and what stayed high. Exit code 1 for a broken promise."""
     from kontext_tui.cli.report import print_json, print_table
     from quant.lint import lint as lint_graph
+    from quant.onnx_files import read_graph
 
     if onnx is not None:
         if precision is None:
@@ -133,6 +140,7 @@ def lint(
         if not graph.is_file():
             raise UsageError(f"{graph}: the graph this engine was built from is gone; name one with --onnx")
         layers = _layer_types(artifact)
+    read_graph(graph).check_interface(graph)
     report = lint_graph(graph, precision)
     if json:
         print_json({**_report_object(report), "engine_layers": layers})
@@ -170,7 +178,7 @@ def verify(key: Key = None, json: opt.Json = False, quiet: opt.Quiet = False) ->
 
 
 def remove(
-    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="First letters of their keys.")],
+    keys: Annotated[list[str], typer.Argument(metavar="KEY", help="First letters of their keys.")],
     quiet: opt.Quiet = False,
 ) -> None:
     """Delete engines from the store, broken ones too."""
@@ -227,7 +235,8 @@ def _pick(key: str | None) -> Artifact:
     if not found:
         raise UsageError(f"there is no engine {key!r}: `kontext-tui engine list` shows their keys")
     some = ", ".join(artifact.key[:KEY_SHOWN] for artifact in found[:5])
-    raise UsageError(f"{len(found)} engines to choose from: name one of {some}")
+    more = ", ... (`kontext-tui engine list` shows them all)" if len(found) > 5 else ""
+    raise UsageError(f"{len(found)} engines to choose from: name one of {some}{more}")
 
 
 def _engine_object(artifact: Artifact) -> dict[str, Any]:
@@ -249,6 +258,12 @@ def _engine_object(artifact: Artifact) -> dict[str, Any]:
         "path": str(artifact.folder),
         "state": problem(artifact) or "ok",
     }
+
+
+def _standing(made: Made) -> dict[str, Any]:
+    """Whether an engine has been proven on a GPU, and what keeps it from being used."""
+    usable = made.standing in ("ok", "unverified")
+    return {"verified": made.standing == "ok", "state": "ok" if usable else made.reason}
 
 
 def _sentence(artifact: Artifact, target: Target, *, made: bool) -> str:

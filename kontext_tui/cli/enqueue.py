@@ -93,7 +93,8 @@ def enqueue(
 
 def sentence(added: Added, start: str = "") -> str:
     """What adding came to, for a person."""
-    parts = [f"{added.count('new', 'again'):,} queued" + (f", to start from {start}" if start else "")]
+    new = added.count("new", "again")
+    parts = [f"{new:,} queued" + (f", to start from {start}" if start and new else "")]
     if waiting := added.count("waiting"):
         parts.append(f"{waiting:,} in the queue already")
     if done := added.count("done"):

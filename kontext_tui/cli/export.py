@@ -47,6 +47,7 @@ def export(
         _check(onnx, precision, json=json, quiet=quiet)
         return
     _need_onnx()
+    opt.end_cleanly()
     from core.edit import artifacts
     from core.edit.models import find_spec, locate
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 State = Annotated[
     list[str] | None,
-    typer.Option("--state", "-s", help="Only jobs in this state; may be repeated.", show_default=False),
+    typer.Option("--state", "-s", metavar="STATE", help="Only jobs in it; may be repeated.", show_default=False),
 ]
 
 
@@ -38,7 +38,7 @@ def add(
     after: Annotated[
         str | None, typer.Option(metavar="TIME", help="Start no earlier than in 90m, 2h, 1h30m.", show_default=False)
     ] = None,
-    priority: Annotated[int, typer.Option(help="Higher ones are edited first.")] = 0,
+    priority: Annotated[int, typer.Option(metavar="N", help="Higher ones are edited first.")] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Queue nothing: say how many pictures, and what they will take.")
     ] = False,
@@ -124,7 +124,7 @@ def status(db: opt.Db = None, json: opt.Json = False) -> None:
 
 def list_(
     state: State = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most this many.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, help="At most this many.")] = 50,
     db: opt.Db = None,
     json: opt.Json = False,
 ) -> None:
@@ -199,7 +199,7 @@ def show(
                 clock(event["at"]),
                 event["what"] + (f" {event['turn']}" if event["turn"] else ""),
                 f"attempt {event['attempt']}" if event["attempt"] else "",
-                ", ".join(f"{key}: {value}" for key, value in event["data"].items()),
+                _told(event),
             )
             for event in events
         ],
@@ -208,6 +208,14 @@ def show(
         print()
         for line in trace["traceback"].splitlines():
             print(safe_text(line))
+
+
+def _told(event: dict[str, Any]) -> str:
+    """What an event's data say, and with a claim whose it was."""
+    facts = [f"{key}: {value}" for key, value in event["data"].items()]
+    if event["what"] == "claimed" and (worker := event["worker"]):
+        facts.append(f"on {worker['device']}, process {worker['pid']} of {worker['host']}")
+    return ", ".join(facts)
 
 
 def _origin(turn: Turn) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from core.jobs.events import Event, Listener
 from kontext_tui.text import safe_text
 
@@ -29,16 +31,22 @@ class Tally:
     turn_seconds: list[float] = field(default_factory=list)
     job_seconds: float = 0.0
     model_seconds: float = 0.0
+    """Inside the model, in the jobs that were done: those that `job_seconds` counts."""
+    attempts: dict[int, float] = field(default_factory=dict)
+    """The same of the jobs at work."""
     import_seconds: float = 0.0
     load_seconds: float = 0.0
     load_began: float = 0.0
     first_step_seconds: float | None = None
     peak_bytes: int = 0
+    left: dict[str, int] | None = None
+    """Jobs by state that an interrupted run leaves to the next one."""
 
     def add(self, event: Event) -> None:
         data = event.data
         if event.what == "claimed" and event.job_id is not None:
             self.names[event.job_id] = data["name"]
+            self.attempts[event.job_id] = 0.0
         elif event.what == "loaded":
             self.import_seconds += data["import_seconds"]
             self.load_seconds += data["seconds"]
@@ -49,11 +57,15 @@ class Tally:
                 self.first_step_seconds = time.perf_counter() - self.load_began
         elif event.what == "turn_done" and not data["reused"]:
             self.turn_seconds.append(data["seconds"])
-            self.model_seconds += data["model_seconds"]
+            self.attempts[event.job_id or 0] += data["model_seconds"]
             self.peak_bytes = max(self.peak_bytes, data["peak_bytes"])
         elif event.what in ("done", "dead", "cancelled", "reused"):
             self.ends[event.what] = self.ends.get(event.what, 0) + 1
-            self.job_seconds += data.get("seconds", 0.0)
+            if event.what == "done":
+                self.job_seconds += data["seconds"]
+                self.model_seconds += self.attempts[event.job_id or 0]
+        elif event.what == "interrupted":
+            self.left = data["left"]
 
     def name(self, event: Event) -> str:
         return safe_text(self.names.get(event.job_id or 0, f"job {event.job_id}"), 60)
@@ -61,16 +73,18 @@ class Tally:
     def summary(self) -> list[str]:
         """The closing lines: what ended how, and what it took."""
         words = {"done": "done", "reused": "done before", "dead": "failed", "cancelled": "cancelled"}
-        ends = ", ".join(f"{n} {words[what]}" for what, n in self.ends.items()) or "nothing to do"
+        nothing = "nothing to do" if self.left is None else "nothing finished"
+        ends = ", ".join(f"{n} {words[what]}" for what, n in self.ends.items()) or nothing
         lines = [f"{ends} in {duration(time.perf_counter() - self.began)}"]
         if self.turn_seconds:
-            preparing = self.import_seconds + self.load_seconds
-            working = max(self.job_seconds - preparing, self.model_seconds)
-            lines.append(
-                f"{len(self.turn_seconds)} turns, {median(self.turn_seconds):.2f} s a turn, "
-                f"{median(self.step_ms):.0f} ms a step (medians); "
-                f"{1 - self.model_seconds / working:.0%} of the jobs' time outside the model"
+            took = (
+                f"{counted(len(self.turn_seconds), 'turn')}, {median(self.turn_seconds):.2f} s a turn, "
+                f"{median(self.step_ms):.0f} ms a step (medians)"
             )
+            if self.model_seconds:
+                working = max(self.job_seconds - self.import_seconds - self.load_seconds, self.model_seconds)
+                took += f"; {1 - self.model_seconds / working:.0%} of the jobs' time outside the model"
+            lines.append(took)
             memory = f"peak memory {size(self.peak_bytes)}"
             if self.import_seconds:
                 memory = (
@@ -78,6 +92,9 @@ class Tally:
                     f"from loading the model to its first step; {memory}"
                 )
             lines.append(memory)
+        if self.left is not None:
+            left = ", ".join(f"{n} {state}" for state, n in self.left.items()) or "nothing"
+            lines.append(f"interrupted; left: {left}; the same command goes on")
         return lines
 
 
@@ -88,13 +105,20 @@ def narrator(total: int, *, quiet: bool) -> Iterator[Listener]:
     if quiet:
         yield tally.add
         return
-    if sys.stderr.isatty():
-        with _bars(total) as progress:
-            bars = _Bars(progress, total, tally)
-            yield bars.show
-    else:
-        yield _Lines(total, tally).show
-    for line in tally.summary():
+    try:
+        if sys.stderr.isatty():
+            with _bars(total) as progress:
+                yield _Bars(progress, total, tally).show
+        else:
+            yield _Lines(total, tally).show
+    except typer.Exit:  # interrupted: what was done by then is told too
+        _print(tally.summary())
+        raise
+    _print(tally.summary())
+
+
+def _print(lines: list[str]) -> None:
+    for line in lines:
         print(line, file=sys.stderr)
 
 
@@ -208,9 +232,11 @@ def sentence(event: Event, tally: Tally) -> str | None:
     if event.what == "waiting" and data.get("paused"):
         return f"waiting: the queue is paused ({safe_text(data['paused'])}); `kontext-tui resume` goes on"
     if event.what == "waiting":
-        return f"waiting for {data['jobs']} jobs that another process works on, or that wait for their next attempt"
+        jobs = counted(data["jobs"], "job")
+        return f"waiting for {jobs}: at work in another process, or before the next attempt"
     if event.what == "loaded":
-        return f"{safe_text(data['model'])} on {data['device']}"
+        how = f"{data['precision']} by {data['runtime']}, {data['reason']}"
+        return f"{safe_text(data['model'])} on {data['device']}: {how}"
     return None
 
 
@@ -230,6 +256,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def counted(count: int, word: str) -> str:
+    """1 turn, 2 turns, 1,000 turns."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def size(count: int) -> str:

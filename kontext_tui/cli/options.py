@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -36,11 +37,14 @@ Output = Annotated[
     typer.Option("--output", "-o", metavar="PATH", help="Instead of the script's `output`.", show_default=False),
 ]
 Model = Annotated[
-    str | None, typer.Option(help="kontext-tiny, kontext-dev or a diffusers folder.", show_default=False)
+    str | None,
+    typer.Option(metavar="M", help="kontext-tiny, kontext-dev or a diffusers folder.", show_default=False),
 ]
-Precision = Annotated[str | None, typer.Option(help="auto, bf16, fp8, fp4 or fp4-svd.", show_default=False)]
+Precision = Annotated[
+    str | None, typer.Option(metavar="P", help="auto, bf16, fp8, fp4 or fp4-svd.", show_default=False)
+]
 RuntimeName = Annotated[
-    str | None, typer.Option("--runtime", help="auto, torch, onnx or tensorrt.", show_default=False)
+    str | None, typer.Option("--runtime", metavar="R", help="auto, torch, onnx or tensorrt.", show_default=False)
 ]
 Steps = Annotated[
     int | None,
@@ -62,7 +66,13 @@ Again = Annotated[bool, typer.Option("--again", help="Edit pictures again that t
 
 Gpus = Annotated[str, typer.Option("--gpus", metavar="auto|all|cpu|0,1", help="Where to edit; a worker for each.")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")]
-JobIds = Annotated[list[int] | None, typer.Argument(metavar="[JOB]...", help="Job numbers.", show_default=False)]
+JobIds = Annotated[list[int] | None, typer.Argument(metavar="JOB", help="Job numbers.", show_default=False)]
+
+
+def end_cleanly() -> None:
+    """Let SIGTERM and a closed terminal end a long command as Ctrl-C does: what is half made is removed."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.getsignal(signal.SIGINT))
 
 
 def start_time(at: str | None, after: str | None) -> int | None:

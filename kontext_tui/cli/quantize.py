@@ -15,8 +15,8 @@ from kontext_tui.cli.steps import steps as steps_told
 
 
 def quantize(
-    model: Annotated[str, typer.Option(help="kontext-tiny, kontext-dev or a diffusers folder.")] = "kontext-dev",
-    precision: Annotated[str, typer.Option("--precision", "-p", help="fp8, fp4 or fp4-svd.")] = "fp8",
+    model: Annotated[str, typer.Option(metavar="M", help="kontext-tiny, kontext-dev or a folder.")] = "kontext-dev",
+    precision: Annotated[str, typer.Option("--precision", "-p", metavar="P", help="fp8, fp4 or fp4-svd.")] = "fp8",
     pairs: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Pictures and a pairs.jsonl, not the 72 that ship.", show_default=False),
@@ -38,6 +38,7 @@ def quantize(
 ) -> None:
     """Calibrate a model and write it in FP8 or FP4 as a checkpoint; `run --precision` then uses it."""
     _require_extra()
+    opt.end_cleanly()
     from quant.recipes import find_recipe
 
     recipe = find_recipe(precision)

@@ -105,6 +105,7 @@ def _work(
     drain: bool,
 ) -> None:
     """Supervise workers until they are done; exit as the signal says where one came."""
+    from core.jobs.records import left
     from core.jobs.supervisor import Plan, supervise
 
     # What edits, and how long it may be silent: the tests have a faster one, and less patience.
@@ -120,6 +121,7 @@ def _work(
     with _signals() as caught:
         supervise(plan, conn, listener, lambda: len(caught))
     if caught:
+        listener(Event("interrupted", data={"left": left(conn, batch_id)}))
         raise typer.Exit(128 + caught[0])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -398,7 +399,8 @@ class BatchScreen(BatchActions, Screen[None]):
             yield Content(BEGIN)
         elif problems:
             for _, message in problems[: LINES if len(problems) == LINES else LINES - 1]:
-                yield Content.assemble(("✗ ", "bold $error"), safe_text(message, width))
+                short = message.replace(f"{self.home_folder}{os.sep}", "")  # a long path would push the reason out
+                yield Content.assemble(("✗ ", "bold $error"), safe_text(short, width))
             if len(problems) > LINES:
                 yield Content.styled(f"  and {len(problems) - LINES + 1} more", "$foreground 60%")
         elif self.prospect is not None:

@@ -71,6 +71,14 @@ class SafeInput(Input):
         event.prevent_default()
 
 
+class Tick(Checkbox):
+    """A checkbox that shows its state without colours too."""
+
+    @property
+    def BUTTON_INNER(self) -> str:  # type: ignore[override]  # noqa: N802 - Textual's name
+        return "X" if self.value else " "
+
+
 @dataclass(frozen=True)
 class Asked:
     """What a person asked for: the change, and whether later turns come along."""
@@ -118,7 +126,8 @@ class PromptDialog(ModalScreen[Asked | None]):
                 yield Label("seed")
                 yield SafeInput("" if self.seed is None else str(self.seed), placeholder="a new one", type="integer")
                 if self.later:
-                    yield Checkbox(f"and its {self.later} later turns", id="later")
+                    turns = "turn" if self.later == 1 else f"{self.later} turns"
+                    yield Tick(f"and the {turns} after it", id="later")
             yield Static(classes="problem", markup=False)
             yield Static("enter queues it, ctrl+j breaks a line", classes="hint", markup=False)
             with Horizontal(classes="buttons"):

@@ -97,8 +97,9 @@ class Pane(VerticalScroll, can_focus=True):
         Binding("G,end", "scroll_end", "Last", show=False),
     ]
 
-    def __init__(self, id: str | None = None) -> None:
+    def __init__(self, id: str | None = None, help: str | None = None) -> None:
         super().__init__(id=id)
+        self.HELP = help or self.HELP
         self.text = Static(markup=False)
         self._shown: Content | None = None
 

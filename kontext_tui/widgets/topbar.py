@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, cast
 
 from textual.content import Content
@@ -10,6 +9,7 @@ from textual.reactive import reactive
 from textual.style import Style
 from textual.widgets import Static
 
+from kontext_tui.figures import short_path
 from kontext_tui.text import safe_text
 
 if TYPE_CHECKING:
@@ -34,14 +34,9 @@ class TopBar(Static):
             parts.append(text.stylize(Style.from_meta({"@click": f"app.mode('{mode}')"})))
         left = Content("").join(parts)
         note = safe_text(self.note, 40)
-        folder = safe_text(_short(str(app.database.absolute())))
+        folder = safe_text(short_path(app.database.absolute()))
         room = self.size.width - 2 - left.cell_length
         right = Content.styled(note, "bold $warning") if note else Content("")
         if len(note) + len(folder) + 4 <= room:
             right = Content("  ").join([right, Content.styled(folder, "$foreground 60%")])
         return Content.assemble(left, " " * max(1, room - right.cell_length), right)
-
-
-def _short(path: str) -> str:
-    home = os.path.expanduser("~")  # noqa: PTH111 - text, not a path to use
-    return "~" + path[len(home) :] if path.startswith(home + os.sep) else path

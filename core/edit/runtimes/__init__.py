@@ -62,7 +62,7 @@ def choose(runtime: str, precision: str, model: str, folder: Path, *, keep_conte
     """
     require_every_step_full(runtime, keep_context)
     if runtime in ("auto", "torch") and precision in ("auto", "bf16"):
-        return Choice("torch", "bf16", "the unquantized weights; float32 arithmetic on a CPU")
+        return Choice("torch", "bf16", "the unquantized weights")
     from core.edit.artifacts import find
     from core.edit.store import model_hash
 

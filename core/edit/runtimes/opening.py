@@ -14,9 +14,9 @@ def open_runtime(choice: Choice, model: Model) -> Runtime:
 
         speed_up(model.transformer)
         return TorchRuntime(model.transformer)
-    from core.edit.artifacts import check
+    from core.edit.artifacts import check_once
 
-    check(choice.artifact, deep=False)
+    check_once(choice.artifact)
     if choice.runtime == "torch":
         from core.edit.runtimes.torch_runtime import load_checkpoint
 

@@ -6,54 +6,25 @@ shows in a build's log. So every engine is compared once on each GPU and driver,
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from core.edit import artifacts, sampling
+from core.edit import sampling
 from core.edit.artifacts import Artifact
 from core.edit.loading import Model
 from core.edit.models import locate
 from core.edit.runtimes import Runtime
 from core.edit.runtimes.trt_api import Gpu, squarest
+from core.edit.runtimes.verdicts import Verdict, engine_hash, keep
 from core.edit.sampling import Conditioning
-from core.errors import UnavailableError
 
 LIMITS = {"bf16": 5e-2, "fp8": 5e-2, "fp4": 2e-1, "fp4-svd": 2e-1}
 """The largest relative error of a step's velocity. BF16 arithmetic alone makes 3e-2 in kontext-tiny."""
 PROMPT = "Make it a watercolour painting"
 SIGMA = 0.5  # of the step compared: the picture shows through the noise, and BF16 holds the number exactly
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a comparison came to: ||engine - reference|| / ||reference|| over the velocity of the image tokens."""
-
-    engine: str
-    """SHA-256 of the engine's file."""
-    gpu: str
-    driver: str
-    precision: str
-    error: float
-    limit: float
-
-    @property
-    def passed(self) -> bool:
-        return self.error <= self.limit  # False for NaN
-
-    def __str__(self) -> str:
-        return f"relative error of one step {self.error:.2e}, limit for {self.precision} {self.limit:.0e}"
-
-    def require(self, artifact: Artifact) -> None:
-        """Raise UnavailableError where the engine must not serve."""
-        if not self.passed:
-            raise UnavailableError(
-                f"the engine {artifact.key[:12]} computes something else than the model it was made from "
-                f"({self}, on {self.gpu} with driver {self.driver}): it is not used"
-            )
 
 
 @dataclass(frozen=True)
@@ -120,27 +91,9 @@ def judge(artifact: Artifact, gpu: Gpu, got: Tensor, wanted: Tensor) -> Verdict:
     """The verdict on an engine, kept in the store."""
     precision = str(artifact.parts["precision"])
     error = relative_error(got, wanted)
-    verdict = Verdict(_engine_hash(artifact), gpu.name, gpu.driver, precision, error, LIMITS[precision])
-    artifacts.write_small(_name(artifact, gpu), json.dumps(asdict(verdict)).encode())
+    verdict = Verdict(engine_hash(artifact), gpu.name, gpu.driver, precision, error, LIMITS[precision])
+    keep(artifact, gpu, verdict)
     return verdict
-
-
-def recall(artifact: Artifact, gpu: Gpu) -> Verdict | None:
-    """The verdict kept on this engine on this GPU and driver."""
-    kept = artifacts.read_small(_name(artifact, gpu))
-    try:
-        return None if kept is None else Verdict(**json.loads(kept))
-    except (ValueError, TypeError):
-        return None
-
-
-def _name(artifact: Artifact, gpu: Gpu) -> str:
-    parts = {"engine": _engine_hash(artifact), "gpu": gpu.name, "driver": gpu.driver}
-    return f"proofs/{artifacts.key_of('proof', parts)}.json"
-
-
-def _engine_hash(artifact: Artifact) -> str:
-    return str(artifact.manifest["files"][artifact.file(".engine").name]["sha256"])
 
 
 def _cast(probe: Probe, dtype: torch.dtype) -> Probe:

@@ -20,9 +20,9 @@ from core.edit import artifacts
 from core.edit.artifacts import Artifact
 from core.edit.loading import Model
 from core.edit.models import locate
-from core.edit.runtimes import proof, require_every_step_full, trt_api
-from core.edit.runtimes.proof import Verdict
+from core.edit.runtimes import proof, require_every_step_full, trt_api, verdicts
 from core.edit.runtimes.trt_api import FLAVOURS, INPUTS, OUTPUT, load_module, require_gpu
+from core.edit.runtimes.verdicts import Verdict
 from core.edit.sampling import Conditioning, Predict
 from core.errors import UnavailableError
 
@@ -170,7 +170,7 @@ class TensorrtRuntime(Engine):
 
     def __init__(self, artifact: Artifact, model: Model) -> None:
         gpu = require_gpu(artifact)
-        verdict = proof.recall(artifact, gpu) or verify(artifact, model)
+        verdict = verdicts.recall(artifact, gpu) or verify(artifact, model)
         verdict.require(artifact)
         super().__init__(artifact, model.device)
         self.verdict = verdict

@@ -32,7 +32,7 @@ def bench(
     ] = None,
     runtime: Annotated[
         list[str] | None,
-        typer.Option("--runtime", metavar="R", help="Only these; may be repeated.", show_default="all"),
+        typer.Option("--runtime", metavar="R", help="Only these: repeat it.", show_default="all"),
     ] = None,
     calls: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Timed steps, warm.")] = 12,
     steps: opt.Steps = None,
@@ -43,9 +43,7 @@ def bench(
     double: Annotated[int, typer.Option(metavar="N", min=1, help="Double blocks of --random-weights.")] = 19,
     single: Annotated[int, typer.Option(metavar="N", min=1, help="Single blocks of --random-weights.")] = 38,
     heads: Annotated[int, typer.Option(metavar="N", min=2, help="Attention heads of --random-weights.")] = 24,
-    tokens: Annotated[
-        int, typer.Option(metavar="N", min=8, help="Image and context tokens of --random-weights.")
-    ] = 8192,
+    tokens: Annotated[int, typer.Option(metavar="N", min=8, help="Image and context tokens of it.")] = 8192,
     peer: Annotated[
         bool, typer.Option("--peer", help="diffusers and torchao's FP8 too, where they are installed.")
     ] = False,

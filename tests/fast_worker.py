@@ -48,7 +48,7 @@ class FastSession:
         self, image, prompt, *, seed, steps, guidance, context_refresh, keep_model_size, on_step, resume
     ) -> FastEdit:
         step_ms = float(os.environ.get("KONTEXT_TEST_STEP_MS", "0"))
-        asked = f"{prompt}/{seed}/{steps}/{guidance}/{context_refresh}"
+        asked = f"{prompt}/{seed}/{steps}/{guidance}" + ("" if context_refresh == 1 else f"/{context_refresh}")
         digest = hashlib.sha256(asked.encode() + image.tobytes()).digest()
         with self.log.open("a") as log:
             log.write(f"{prompt}\t{seed}\t{digest.hex()[:8]}\n")

@@ -83,3 +83,11 @@ def photo() -> Image.Image:
     """A photograph in RGB."""
     with Image.open(PHOTOS / "cat.jpg") as image:
         return image.convert("RGB")
+
+
+@pytest.fixture(scope="session")
+def bank_pixels():
+    """Every picture of the bank that kontext-tiny is trained on, decoded once a run."""
+    from examples.tiny import bank
+
+    return bank.read_pixels(bank.read_index(), "cpu")

@@ -186,7 +186,7 @@ def _show(report: dict[str, Any]) -> None:
         print_table((), list(report["missing"].items()))
 
 
-_BLOCKS = ("█", "▓", "▒", "░")
+_BLOCKS = ("█", "▓", "▒", "░", "▚", "▞")
 CELLS = 40
 
 

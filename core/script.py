@@ -34,6 +34,7 @@ MAX_PROMPT = 4_000
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1_000
 MAX_GUIDANCE = 100
+MAX_REFRESH = 100
 
 RESULT_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _OTHER_SUFFIXES = (".tif", ".tiff", ".bmp", ".gif", ".avif", ".heic", ".jxl")
@@ -48,6 +49,7 @@ _NUMBERS = {
     "seed": f"a whole number from 0 to {MAX_SEED}",
     "steps": f"a whole number from 1 to {MAX_STEPS}",
     "guidance": f"a number from 0 to {MAX_GUIDANCE}",
+    "context_refresh": f"a whole number from 1 (exact) to {MAX_REFRESH}",
 }
 _TURN_KEYS = {
     "prompt": f"text of 1 to {MAX_PROMPT:,} characters",
@@ -135,6 +137,7 @@ Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT), AfterValidat
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Guidance = Annotated[float, Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)]
+Refresh = Annotated[int, Field(ge=1, le=MAX_REFRESH)]
 
 
 class _Model(BaseModel):
@@ -154,6 +157,8 @@ class Turn(_Model):
     """Denoising steps of this turn. Absent: the script's."""
     guidance: Guidance | None = None
     """How strongly this turn follows its prompt. Absent: the script's."""
+    context_refresh: Refresh | None = None
+    """One step in so many of this turn looks at the picture it starts from anew. Absent: the script's."""
     from_turn: int = Field(default=0, alias="from")
     """The turn whose result to start from, 0 for the input. Absent: the previous turn."""
 
@@ -189,6 +194,9 @@ class Script(_Model):
     """Denoising steps of each turn. Absent: the model's default."""
     guidance: Guidance | None = None
     """How strongly a turn follows its prompt. Absent: the model's default."""
+    context_refresh: Refresh | None = None
+    """One step in so many looks at the picture that is edited anew; for the others what was kept of it serves.
+    Absent: 1, which is exact. Larger is faster and nearly the same."""
     output_size: Literal["input", "model"] = "input"
     """The size of results: the input's own, or the one the model works at."""
     turns: Annotated[tuple[Turn, ...], BeforeValidator(_numbered), Field(min_length=1, max_length=MAX_TURNS)]
@@ -204,6 +212,15 @@ class Script(_Model):
     @classmethod
     def _absolute_input(cls, paths: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         return tuple(_absolute(path, info) for path in paths)
+
+    def refresh_of(self, turn: Turn) -> int:
+        """The `context_refresh` that holds for a turn; 1 is exact."""
+        return turn.context_refresh or self.context_refresh or 1
+
+    @property
+    def most_refresh(self) -> int:
+        """The largest `context_refresh` of the turns: above 1 only some runtimes serve."""
+        return max(map(self.refresh_of, self.turns))
 
     @property
     def folder(self) -> Path:

@@ -21,6 +21,7 @@ from core.script_text import write
 
 _NOT_TEXT = re.compile("[\ud800-\udfff]")
 _MAGIC = re.compile(r"[*?[]")
+NUMBERS = ("seed", "steps", "guidance", "context_refresh")
 NAME = "the batch"
 """What problems call a batch that has no file."""
 
@@ -35,6 +36,7 @@ class TurnForm:
     seed: str = ""
     steps: str = ""
     guidance: str = ""
+    context_refresh: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Form:
     seed: str = ""
     steps: str = ""
     guidance: str = ""
+    context_refresh: str = ""
     turns: tuple[TurnForm, ...] = field(default=(TurnForm(),))
 
 
@@ -117,6 +120,7 @@ def from_script(script: Script, folder: Path) -> Form:
             seed=plain(turn.seed),
             steps=plain(turn.steps),
             guidance=plain(turn.guidance),
+            context_refresh=plain(turn.context_refresh),
         )
         for turn in script.turns
     )
@@ -130,6 +134,7 @@ def from_script(script: Script, folder: Path) -> Form:
         seed=plain(script.seed),
         steps=plain(script.steps),
         guidance=plain(script.guidance),
+        context_refresh=plain(script.context_refresh),
         turns=turns,
     )
 
@@ -173,7 +178,7 @@ def save_text(form: Form, file: Path, home: Path) -> str:
 def _numbers(form: Form | TurnForm) -> dict[str, Any]:
     """Numbers as numbers; what is none stays the text it is, for the script to refuse."""
     found: dict[str, Any] = {}
-    for key in ("seed", "steps", "guidance"):
+    for key in NUMBERS:
         if text := getattr(form, key).strip():
             value = strict_yaml.resolve(text)
             found[key] = value if isinstance(value, int | float) and not isinstance(value, bool) else text

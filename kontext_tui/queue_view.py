@@ -231,6 +231,8 @@ def _turn_lines(turn: Turn) -> list[Content]:
     if turn.seconds is not None and turn.state == "done":
         facts.append(short_time(turn.seconds))
     facts.append(f"guidance {turn.guidance:g}")
+    if turn.context_refresh > 1:
+        facts.append(f"context refresh {turn.context_refresh}")
     facts.append(f"seed {turn.seed}")
     if turn.review:
         facts.append(turn.review)

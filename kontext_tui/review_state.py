@@ -141,6 +141,8 @@ def facts(turn: Turn, difference: Difference | None) -> str:
         if turn.step_ms:
             parts.append(f"{median(turn.step_ms):.0f} ms a step")
     parts += [f"{turn.steps} steps", f"guidance {turn.guidance:g}", f"seed {turn.seed}"]
+    if turn.context_refresh > 1:
+        parts.append(f"context refresh {turn.context_refresh}")
     if turn.runtime and turn.state == "done":
         parts.append(f"{turn.precision} on {turn.runtime}")
     return safe_text(" · ".join(parts))

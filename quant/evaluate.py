@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ class Edited:
     prompt: str
     image: Image.Image
     step_ms: float
-    """Median over the steps."""
+    """Median over the steps; the mean where they differ, because the context is kept between some."""
     to_reference: Closeness | None
     to_target: Closeness | None
 
@@ -51,6 +51,7 @@ def edit_all(
     steps: int,
     guidance: float,
     seed: int,
+    context_refresh: int = 1,
     reference: Sequence[Edited] | None = None,
     on_done: Callable[[], None] = lambda: None,
 ) -> list[Edited]:
@@ -60,8 +61,9 @@ def edit_all(
         size = working_size(*subject.image.size, model.spec.sizes)
         pixels = editor.to_pixels(to_working(subject.image, size), model)
         latents, times = editor.edit_latents(
-            model, runtime, pixels, subject.prompt, seed=seed + index, steps=steps, guidance=guidance
-        )
+            model, runtime, pixels, subject.prompt, seed=seed + index, steps=steps, guidance=guidance,
+            context_refresh=context_refresh,
+        )  # fmt: skip
         image = editor.to_image(editor.decode(model, latents, *size))
         against = reference[index].image if reference else None
         target = to_working(subject.target, size) if subject.target else None
@@ -70,7 +72,7 @@ def edit_all(
                 subject.name,
                 subject.prompt,
                 image,
-                median(times),
+                median(times) if context_refresh == 1 else fmean(times),
                 closeness(image, against) if against else None,
                 closeness(image, target) if target else None,
             )

@@ -22,12 +22,11 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from machine import machine
-
 from core.edit.models import find_spec
 from core.jobs import checkpoints, claims, queue, records
 from core.jobs.database import connect
 from core.script import Script
+from quant.machine import machine
 
 CLAIMS = 2000
 """Measured a size."""

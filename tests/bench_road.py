@@ -23,58 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from machine import machine
-
-WIDTHS = {
-    "patch_size": 1, "in_channels": 64, "attention_head_dim": 128, "num_attention_heads": 24,
-    "pooled_projection_dim": 768, "joint_attention_dim": 4096, "guidance_embeds": True,
-    "axes_dims_rope": (16, 56, 56),
-}  # fmt: skip
-DOUBLE, SINGLE = 19, 38
-TEXT_TOKENS = 512
-
-
-def make_transformer(double: int, single: int, device: Any, dtype: Any) -> Any:
-    """diffusers' own class; linears N(0, 1/in), so that activations keep their size through the blocks."""
-    import torch
-    from diffusers import FluxTransformer2DModel
-
-    before = torch.get_default_dtype()
-    torch.manual_seed(0)
-    torch.set_default_dtype(dtype)
-    with torch.device(device):
-        model = FluxTransformer2DModel(num_layers=double, num_single_layers=single, **WIDTHS)
-    torch.set_default_dtype(before)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            torch.nn.init.normal_(module.weight, std=module.in_features**-0.5)
-    return model.eval().requires_grad_(False)
-
-
-def make_samples(count: int, tokens: int, device: Any, dtype: Any) -> list[Any]:
-    """Random latents, context and text of kontext-dev's shapes; half of the tokens are the conditioning image's."""
-    import torch
-
-    from core.edit import sampling
-    from core.edit.sampling import Conditioning
-    from quant.calibration import Sample
-
-    def random(*shape: int) -> Any:
-        return torch.randn(*shape, device=device, dtype=dtype)
-
-    side = int((tokens // 2) ** 0.5)
-    like = random(1)
-    ids = [sampling.token_ids(2 * side, 2 * side, context=context, like=like) for context in (False, True)]
-    text_ids = torch.zeros(TEXT_TOKENS, 3, device=device, dtype=dtype)
-    made = []
-    for index in range(count):
-        conditioning = Conditioning(
-            random(1, side * side, 64), random(1, TEXT_TOKENS, 4096), random(1, 768),
-            torch.cat(ids), text_ids, torch.full((1,), 2.5, device=device),
-        )  # fmt: skip
-        sigma = torch.full((1,), 1000 * (index + 1) / count, device=device, dtype=dtype)
-        made.append(Sample(conditioning, random(1, side * side, 64), sigma))
-    return made
+from quant.machine import machine
+from quant.random_weights import FULL, TEXT_TOKENS, Size, make_samples, make_transformer
 
 
 def call_ms(model: Any, sample: Any) -> float:
@@ -139,7 +89,10 @@ def bytes_of_whole(folder: Path, double: int, single: int) -> int:
             if name != "__metadata__":
                 begin, end = tensor["data_offsets"]
                 total[name.split(".")[0]] += end - begin
-    blocks = {"transformer_blocks": DOUBLE / max(double, 1), "single_transformer_blocks": SINGLE / max(single, 1)}
+    blocks = {
+        "transformer_blocks": FULL.double / max(double, 1),
+        "single_transformer_blocks": FULL.single / max(single, 1),
+    }
     return round(sum(count * blocks.get(name, 1) for name, count in total.items()))
 
 
@@ -160,6 +113,7 @@ def bench(
         **machine("torch", "nvidia-modelopt", "tensorrt-rtx-cu13-libs", "onnx"),
         "precision": precision,
     }
+    size = Size(double, single, tokens=tokens)
     report |= {"blocks": f"{double} + {single}", "samples": samples, "tokens": f"{tokens} + {TEXT_TOKENS}"}
     report["gpu"] = torch.cuda.get_device_name() if device.type == "cuda" else "none"
 
@@ -169,12 +123,12 @@ def bench(
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         checkpoint, graph = (Path(name) / part for part in ("checkpoint", "onnx"))
         with stage(report, "load") as facts:
-            model = make_transformer(double, single, device, dtype)
+            model = make_transformer(size, device, dtype)
             facts["parameters"] = sum(p.numel() for p in model.parameters())
         with stage(report, "one call of the transformer") as facts:
-            facts["ms"] = call_ms(model, make_samples(1, tokens, device, dtype)[0])
+            facts["ms"] = call_ms(model, make_samples(1, size, device, dtype)[0])
         if precision != "bf16":
-            recipe, inputs = RECIPES[precision], make_samples(samples, tokens, device, dtype)
+            recipe, inputs = RECIPES[precision], make_samples(samples, size, device, dtype)
             with stage(report, "inject and measure"):
                 inject(model, recipe, inputs, tell)
             if refined:
@@ -206,8 +160,8 @@ def bench(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("precision", choices=("bf16", "fp8", "fp4", "fp4-svd"))
-    parser.add_argument("--double", type=int, default=DOUBLE)
-    parser.add_argument("--single", type=int, default=SINGLE)
+    parser.add_argument("--double", type=int, default=FULL.double)
+    parser.add_argument("--single", type=int, default=FULL.single)
     parser.add_argument("--samples", type=int, default=96)
     parser.add_argument("--tokens", type=int, default=8192, help="image and context tokens of a sample")
     parser.add_argument("--gpu", action="append", help="build an engine for it; may be repeated (default sm120)")

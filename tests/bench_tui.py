@@ -19,12 +19,12 @@ from statistics import median
 
 import psutil
 from bench_queue import fill
-from machine import machine
 from PIL import Image
 from terminal import XTERM, Terminal, app_command
 
 from core.jobs import claims, previews
 from core.jobs.database import connect
+from quant.machine import machine
 
 SIZE = (120, 40)
 STEPS_A_SECOND = 20.0

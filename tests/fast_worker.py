@@ -44,9 +44,12 @@ class FastSession:
     def prepare(self, prompts: list[str]) -> None:
         pass
 
-    def edit(self, image, prompt, *, seed, steps, guidance, keep_model_size, on_step, resume) -> FastEdit:
+    def edit(
+        self, image, prompt, *, seed, steps, guidance, context_refresh, keep_model_size, on_step, resume
+    ) -> FastEdit:
         step_ms = float(os.environ.get("KONTEXT_TEST_STEP_MS", "0"))
-        digest = hashlib.sha256(f"{prompt}/{seed}/{steps}/{guidance}".encode() + image.tobytes()).digest()
+        asked = f"{prompt}/{seed}/{steps}/{guidance}" + ("" if context_refresh == 1 else f"/{context_refresh}")
+        digest = hashlib.sha256(asked.encode() + image.tobytes()).digest()
         with self.log.open("a") as log:
             log.write(f"{prompt}\t{seed}\t{digest.hex()[:8]}\n")
         if os.environ.get("KONTEXT_TEST_ABORT_ON") == hashlib.sha256(image.tobytes()).hexdigest()[:8]:
@@ -72,7 +75,7 @@ class FastStudio:
     log: Path = field(default_factory=lambda: Path(os.environ["KONTEXT_TEST_LOG"]))
     on_load: Callable[[object], None] = lambda loading: None
 
-    def open(self, model: str, precision: str, runtime: str) -> FastSession:
+    def open(self, model: str, precision: str, runtime: str, *, keep_context: bool = False) -> FastSession:
         return FastSession(self.log)
 
     def make_room(self) -> bool:

@@ -35,7 +35,7 @@ text = st.one_of(st.sampled_from(TRICKY), st.text(max_size=30), st.text("ab:#-~.
 number = st.one_of(st.just(""), st.integers(-3, 2**63).map(str), st.floats().map(str), text)
 turns = st.builds(
     TurnForm, prompt=text, start=st.one_of(st.just(""), st.integers(0, 6).map(str), text), seed=number, steps=number,
-    guidance=number,
+    guidance=number, context_refresh=number,
 )  # fmt: skip
 forms = st.builds(
     Form,
@@ -48,9 +48,14 @@ forms = st.builds(
     seed=number,
     steps=number,
     guidance=number,
+    context_refresh=number,
     turns=st.lists(turns, min_size=1, max_size=6).map(tuple),
 )
-valid_numbers = {"seed": st.integers(0, 2**63 - 1), "steps": st.integers(1, 1000)}
+valid_numbers = {
+    "seed": st.integers(0, 2**63 - 1),
+    "steps": st.integers(1, 1000),
+    "context_refresh": st.integers(1, 100),
+}
 plain_text = text.filter(lambda value: value.strip() and "\0" not in value)
 
 
@@ -225,6 +230,12 @@ class TestEstimate:
             conn.execute("UPDATE turns SET precision = 'fp32', peak_bytes = 700000000")
             found = estimate.measured(conn, prospect)
             assert found == estimate.Measured(1, pytest.approx(0.4), 700_000_000)
+            faster = estimate.look(scripts.load(script, {"context_refresh": 4}))
+            assert estimate.measured(conn, faster) is None  # steps of another kind
+            conn.execute("UPDATE turns SET context_refresh = 4")
+            assert estimate.measured(conn, faster) == found
+            assert estimate.measured(conn, prospect) is None
+            conn.execute("UPDATE turns SET context_refresh = 1")
             other = estimate.look(scripts.load(script, {"model": "kontext-dev"}))
             assert estimate.measured(conn, other) is None
             assert "kontext-dev is not on this machine" in told(other, None)[-1]

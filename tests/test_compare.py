@@ -100,20 +100,25 @@ def test_the_command_tells_both_distances(checkpoint, tmp_path):
         {"image": "gone.png", "prompt": "Make it night"},
     ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    done = compare("-p", "fp8", "--pairs", tmp_path, "--sheet", tmp_path / "sheet.png", "--json")
+    words = ("-p", "fp8", "--pairs", tmp_path, "--context-refresh", "2", "--steps", "4")
+    done = compare(*words, "--sheet", tmp_path / "sheet.png", "--json")
     assert "gone.png" in done.stderr
     told = json.loads(done.stdout)
     fp8 = told["precisions"]["fp8"]
     assert fp8["psnr"] > 25
     assert fp8["bytes"] < 0.56 * told["precisions"]["bf16"]["bytes"]
     assert {"ssim", "flip", "step_ms", "target_psnr", "psnr_worst"} <= fp8.keys()
+    faster = told["precisions"]["bf16 refresh 2"]
+    assert 35 < faster["psnr"] < 100
+    assert faster["bytes"] == told["precisions"]["bf16"]["bytes"]
+    assert told["precisions"]["fp8 refresh 2"]["psnr"] < faster["psnr"]
     first, second = told["edits"]["fp8"]
     assert first["to_target"]["psnr"] < 40
     assert second["to_target"] is None
     assert told["edits"]["bf16"][0]["to_bf16"] is None
     assert len(told["blocks"]["fp8"]) == 8
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.width == 5 * 198 + 6
+        assert sheet.width == 7 * 198 + 6
     assert inventory.look().comparisons == {}  # your own pictures are no measure for others
 
 

@@ -38,6 +38,14 @@ def db(tmp_path):
     conn.close()
 
 
+def test_an_exact_edit_keeps_its_key_and_a_faster_one_is_another(db, tmp_path):
+    exact = enqueue(db, tmp_path).jobs
+    assert set(enqueue(db, tmp_path, context_refresh=1).jobs.items()) == {(job, "waiting") for job in exact}
+    faster = enqueue(db, tmp_path, context_refresh=4).jobs
+    assert set(faster.values()) == {"new"}
+    assert [turn.context_refresh for turn in get_turns(db, next(iter(faster)))] == [4, 4]
+
+
 @pytest.fixture
 def worker_id(db):
     return claims.register_worker(db, "test", "0")

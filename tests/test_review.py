@@ -196,6 +196,18 @@ def test_a_branch_goes_on_from_any_result_or_the_input(done):
         review.redo(done.conn, Pick(1, 1), Change(seed=-1))
 
 
+def test_a_draft_is_made_again_exactly_with_its_seed(done):
+    before = get_turns(done.conn, 1)[2]
+    done.conn.execute("UPDATE turns SET context_refresh = 4 WHERE job_id = 1")
+    like, exact = (review.redo(done.conn, Pick(1, 3), change)[0] for change in (None, Change(context_refresh=1)))
+    turns = {turn.turn: turn for turn in get_turns(done.conn, 1)}
+    assert (turns[like.turn].context_refresh, turns[exact.turn].context_refresh) == (4, 1)
+    assert turns[like.turn].seed != before.seed
+    assert turns[exact.turn].seed == before.seed
+    with pytest.raises(UsageError, match="context_refresh must be"):
+        Change(context_refresh=0)
+
+
 def test_a_redo_does_not_bring_back_what_was_thrown_away_since(done):
     thrown = Path(get_turns(done.conn, 1)[1].output_path)
     thrown.unlink()

@@ -19,6 +19,7 @@ from PIL import Image
 
 from core.edit.images import sha256
 from core.edit.outputs import read_metadata
+from core.edit.refresh import can_resume
 
 SCRIPT = """
 input: photos
@@ -131,22 +132,33 @@ def test_killed_in_the_second_turn_it_goes_on_and_the_pictures_are_the_same_bits
     assert not list((folder / "edited").glob(".*.part"))
 
 
-def test_killed_inside_a_turn_it_goes_on_after_its_last_step_with_the_same_bits(folder, tmp_path_factory):
+@pytest.mark.parametrize(("refresh", "killed_after"), [(1, 4), (3, 5)])
+def test_killed_inside_a_turn_it_goes_on_after_its_last_saved_step_with_the_same_bits(
+    folder, tmp_path_factory, refresh, killed_after
+):
+    """With a context refresh that is before the last full step: what is kept of the context is not saved."""
     (folder / "photos" / "coffee.png").unlink()
     whole = tmp_path_factory.mktemp("whole")
-    assert run(folder, "--quiet", "--output", str(whole), "--steps", "6").returncode == 0
+    goes_on_after = max(step for step in range(1, killed_after + 1) if can_resume(step, 7, refresh))
+    how = ("--steps", "7", "--context-refresh", str(refresh))
+    assert run(folder, "--quiet", "--output", str(whole), *how).returncode == 0
     counts = tmp_path_factory.mktemp("counts")
     failing = {
         "KONTEXT_TUI_CHECKPOINT_SECONDS": "0",
-        "KONTEXT_TUI_FAILPOINT": "mid_step:kill:4",
+        "KONTEXT_TUI_FAILPOINT": f"mid_step:kill:{killed_after}",
         "KONTEXT_TUI_FAILPOINT_COUNT": str(counts),
     }
-    done = run(folder, "--steps", "6", "--db", "other.db", **failing)
+    done = run(folder, *how, "--db", "other.db", **failing)
     assert done.returncode == 0, done.stderr
-    assert "goes on after step 4 of 6" in done.stderr
-    assert (counts / "mid_step").stat().st_size == 6 + 3  # no step is computed twice
+    assert f"goes on after step {goes_on_after} of 7" in done.stderr
+    computed = (counts / "mid_step").stat().st_size
+    assert computed == 7 + (killed_after - goes_on_after) + 3  # no step that was saved is computed twice
     for name in ("dogs.turn-1.png", "dogs.png"):
         assert sha256(folder / "edited" / name) == sha256(whole / name)
+    record = read_metadata(whole / "dogs.png")
+    assert [record.get("context_refresh", 1), *(t.get("context_refresh", 1) for t in record["turns"])] == [
+        refresh
+    ] * 3
     assert rows(folder / "other.db", "SELECT count(*) FROM checkpoints") == [(0,)]
 
 
@@ -202,6 +214,16 @@ def test_results_inside_the_input_folder_never_become_inputs(folder, output):
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.splitlines()) == 2
     assert {name: sha256(folder / "photos" / name) for name in before} == before
+
+
+def test_a_runtime_that_cannot_keep_the_context_is_refused_in_a_line(folder):
+    for runtime in ("onnx", "tensorrt"):
+        done = run(folder, "--runtime", runtime, "--context-refresh", "2")
+        assert done.returncode == 4
+        assert f"the {runtime} runtime cannot keep the context between steps" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert run(folder, "--context-refresh", "0").returncode == 2
+    assert turn_states(folder) == []
 
 
 def test_the_model_size_and_another_format_by_name(folder):

@@ -68,6 +68,17 @@ def test_turns_know_their_numbers() -> None:
     assert [turn.number for turn in script(EXAMPLE).turns] == [1, 2, 3]
 
 
+def test_a_turn_may_look_at_its_picture_more_or_less_often_than_the_script_says() -> None:
+    turns = "  - a\n  - prompt: b\n    context_refresh: 1\n"
+    found = script(HEAD.replace("turns:", "context_refresh: 4\nturns:") + turns)
+    assert [found.refresh_of(turn) for turn in found.turns] == [4, 1]
+    assert found.most_refresh == 4
+    assert script(HEAD + "  - x\n").most_refresh == 1
+    assert complaints(f"{HEAD}  - prompt: x\n    context_refresh: 0\n") == [
+        "e.yaml:4:22: turn 1: context_refresh must be a whole number from 1 (exact) to 100, found 0"
+    ]
+
+
 def test_what_is_left_out_takes_its_default() -> None:
     found = script(HEAD + "  - x\n")
     assert found.output == "/home/ana/trip/edited"

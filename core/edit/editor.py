@@ -14,6 +14,7 @@ from torch import Tensor
 from core.edit import sampling
 from core.edit.geometry import from_working, to_working, working_size
 from core.edit.loading import Model, encode_prompt
+from core.edit.refresh import full_steps
 from core.edit.runtimes import Runtime
 from core.edit.sampling import Conditioning, OnStep
 
@@ -65,21 +66,24 @@ def edit(
     seed: int,
     steps: int,
     guidance: float,
+    context_refresh: int = 1,
     keep_model_size: bool = False,
     on_step: OnStep | None = None,
     resume: Progress | None = None,
 ) -> Edit:
     """Edit an RGB picture by a sentence; the result has the picture's own size unless `keep_model_size`.
 
-    `on_step` may raise to stop between two steps; nothing is left behind. `resume` goes on from a snapshot.
+    `on_step` may raise to stop between two steps; nothing is left behind. `resume` goes on from a snapshot, which
+    must stand before a full step (`core.edit.refresh.can_resume`). context_refresh: 1 is exact.
     """
     start = time.perf_counter()
     size = working_size(*image.size, model.spec.sizes)
     pixels = to_pixels(to_working(image, size), model)
     model_start = time.perf_counter()
     latents, step_ms = edit_latents(
-        model, runtime, pixels, prompt, seed=seed, steps=steps, guidance=guidance, on_step=on_step, resume=resume
-    )
+        model, runtime, pixels, prompt, seed=seed, steps=steps, guidance=guidance, context_refresh=context_refresh,
+        on_step=on_step, resume=resume,
+    )  # fmt: skip
     result = to_image(decode(model, latents, *size))
     model_seconds = time.perf_counter() - model_start
     if not keep_model_size:
@@ -96,6 +100,7 @@ def edit_latents(
     seed: int,
     steps: int,
     guidance: float,
+    context_refresh: int = 1,
     on_step: OnStep | None = None,
     resume: Progress | None = None,
 ) -> tuple[Tensor, tuple[float, ...]]:
@@ -104,7 +109,8 @@ def edit_latents(
     context = encode(model, pixels)  # [1, C, H/8, W/8]
     _, channels, height, width = context.shape
     latents = sampling.make_noise(seed, channels, height, width, like=context)
-    predict = runtime.begin(condition(model, context, prompt, guidance))
+    full = full_steps(steps, context_refresh)
+    predict = runtime.begin(condition(model, context, prompt, guidance), keep_context=not all(full))
     sigmas = sampling.schedule(model.scheduler, steps, image_tokens=latents.shape[1])
     times: list[float] = []
 
@@ -115,8 +121,11 @@ def edit_latents(
 
     first_step = resume.step if resume else 0
     if resume:
+        if not full[first_step]:
+            raise ValueError(f"a snapshot after {first_step} steps lacks what was kept of the context")
         latents = restore(resume, like=latents)
-    return sampling.denoise(predict, latents, sigmas, first_step=first_step, on_step=record), tuple(times)
+    latents = sampling.denoise(predict, latents, sigmas, first_step=first_step, full_steps=full, on_step=record)
+    return latents, tuple(times)
 
 
 def condition(model: Model, context: Tensor, prompt: str, guidance: float) -> Conditioning:

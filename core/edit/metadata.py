@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngInfo
 
 KEY = "kontext-tui"
-PLAIN_KEYS = ("prompt", "seed", "steps", "guidance", "model", "precision")
+PLAIN_KEYS = ("prompt", "seed", "steps", "guidance", "context_refresh", "model", "precision")
 """Entries of the record that a PNG also carries by name, as text."""
 
 MAX_BLOCKS, MAX_BYTES = 256, 4 << 20

@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -32,6 +32,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.edit import lowbit
+
+if TYPE_CHECKING:
+    from core.edit.context import KeptContext
 
 QUANT_FILE = "kontext-tui-quant.json"
 SOFTMAX_SCALE = 1.0 / lowbit.E4M3_MAX
@@ -161,6 +164,7 @@ class AttentionProcessor:
 
     def __init__(self, arithmetic: Arithmetic, scales: AttentionScales | None) -> None:
         self.arithmetic, self.scales = arithmetic, scales
+        self.kept: KeptContext | None = None
 
     def __call__(
         self,
@@ -186,6 +190,8 @@ class AttentionProcessor:
         if self.arithmetic.rounds_attention and self.scales is not None and self.scales.hadamard:
             for_query, for_key = hadamard_matrices(attn.head_dim)
             query, key = query @ for_query.to(query), key @ for_key.to(key)
+        if self.kept is not None:
+            key, value = self.kept.extend(key, value)
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         result = self.arithmetic.attention(q, k, v, self.scales).transpose(1, 2).flatten(2).to(query.dtype)
         if encoder_hidden_states is None:

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
-from core.edit.models import find_spec, locate
-from core.edit.runtimes import choose
+from core.edit.models import ModelSpec, find_spec, locate
+from core.edit.runtimes import Choice, choose
 
 if TYPE_CHECKING:
     from core.edit.editor import Edit, Progress
@@ -41,6 +42,7 @@ class Session(Protocol):
         seed: int,
         steps: int,
         guidance: float,
+        context_refresh: int,
         keep_model_size: bool,
         on_step: OnStep | None,
         resume: Progress | None,
@@ -64,8 +66,11 @@ class Studio(Protocol):
 
     device: str
 
-    def open(self, model: str, precision: str, runtime: str) -> Session:
-        """Make ready what a job asks for. Raises UnavailableError where this machine cannot."""
+    def open(self, model: str, precision: str, runtime: str, *, keep_context: bool = False) -> Session:
+        """Make ready what a job asks for. Raises UnavailableError where this machine cannot.
+
+        keep_context: edits may ask for a `context_refresh` above 1.
+        """
         ...
 
     def make_room(self) -> bool:
@@ -114,6 +119,7 @@ class LoadedSession:
         seed: int,
         steps: int,
         guidance: float,
+        context_refresh: int,
         keep_model_size: bool,
         on_step: OnStep | None,
         resume: Progress | None,
@@ -128,6 +134,7 @@ class LoadedSession:
             seed=seed,
             steps=steps,
             guidance=guidance,
+            context_refresh=context_refresh,
             keep_model_size=keep_model_size,
             on_step=on_step,
             resume=resume,
@@ -161,14 +168,20 @@ class LocalStudio:
     device: str = "auto"
     on_load: Callable[[Loading], None] = lambda loading: None
     """Called with what loading a model took."""
-    _key: tuple[str, str, str] | None = None
+    _asked: tuple[str, str, str, bool] | None = None
+    _loaded: tuple[str, Choice] | None = None
     _session: LoadedSession | None = None
 
-    def open(self, model: str, precision: str, runtime: str) -> LoadedSession:
-        key = (model, precision, runtime)
-        if self._session is None or self._key != key:
-            self._session = self._key = None  # frees the old weights before the new ones come
-            self._session, self._key = self._load(*key), key
+    def open(self, model: str, precision: str, runtime: str, *, keep_context: bool = False) -> LoadedSession:
+        asked = (model, precision, runtime, keep_context)
+        if self._session is None or self._asked != asked:
+            spec = find_spec(model)
+            folder = locate(spec, download=True)
+            choice = choose(runtime, precision, spec.name, folder, keep_context=keep_context)
+            if self._session is None or self._loaded != (model, choice):
+                self._session = self._asked = None  # frees the old weights before the new ones come
+                self._session, self._loaded = self._load(spec, folder, choice), (model, choice)
+            self._asked = asked
         return self._session
 
     def make_room(self) -> bool:
@@ -177,10 +190,7 @@ class LocalStudio:
 
         return self._session is not None and shrink(self._session.model)
 
-    def _load(self, model: str, precision: str, runtime: str) -> LoadedSession:
-        spec = find_spec(model)
-        folder = locate(spec, download=True)
-        choice = choose(runtime, precision, spec.name, folder)
+    def _load(self, spec: ModelSpec, folder: Path, choice: Choice) -> LoadedSession:
         start = time.perf_counter()
         with _no_collection():
             from core.edit.loading import load, pick_device  # torch, diffusers, transformers

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from core.edit.refresh import can_resume
 from core.edit.studio import Session
 from core.jobs import claims
 from core.jobs.claims import Claim
@@ -40,7 +41,7 @@ class Checkpointer:
             "runtime": self.session.runtime,
             "precision": self.session.precision,
             "source": self.source_sha256,
-            "edit": [turn.prompt, turn.seed, turn.steps, turn.guidance, job.output_size],
+            "edit": [turn.prompt, turn.seed, turn.steps, turn.guidance, turn.context_refresh, job.output_size],
         }
 
     def resume(self) -> tuple[Progress | None, list[float]]:
@@ -50,15 +51,19 @@ class Checkpointer:
             return None, []
         step, text, state = found
         meta = json.loads(text)
-        if meta["identity"] != self.identity() or not 0 < step < self.turn.steps:
+        if meta["identity"] != self.identity() or not self._can_resume(step):
             return None, []
         from core.edit.editor import Progress
 
         return Progress(step, meta["dtype"], tuple(meta["shape"]), state), list(meta["step_ms"])
 
+    def _can_resume(self, step: int) -> bool:
+        return can_resume(step, self.turn.steps, self.turn.context_refresh)
+
     def after_step(self, step: int, latents: Any, step_ms: list[float]) -> None:
-        """Save where it is time to; not after the last step, whose result is a moment away."""
-        if step >= self.turn.steps or time.monotonic() - self.saved < self.seconds:
+        """Save where it is time to; not after the last step, whose result is a moment away, nor where what was kept
+        of the context would have to be saved too: the next full step is near."""
+        if time.monotonic() - self.saved < self.seconds or not self._can_resume(step):
             return
         self.save(step, latents, step_ms)
 

@@ -6,13 +6,14 @@ Nothing is guessed: what was never measured is None.
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from core.edit.models import ModelSpec, find_spec, locate
 from core.edit.outputs import is_result
-from core.edit.runtimes import Choice, choose
+from core.edit.runtimes import Choice, choose, require_every_step_full
 from core.errors import UnavailableError
 from core.inputs import OnFolder, find_inputs
 from core.script import Script
@@ -49,7 +50,8 @@ class Measured:
 
     turns: int
     step_seconds: float
-    """Median of a turn's seconds by its steps, with everything around the steps."""
+    """Median of a turn's seconds by its steps, with everything around the steps; of turns with the same
+    `context_refresh`, and where a script has several, as it mixes them."""
     peak_bytes: int | None
     """The most memory that one took: the GPU's, or the process's where there is none."""
 
@@ -61,6 +63,8 @@ def look(script: Script, on_folder: OnFolder = lambda folder: None) -> Prospect:
     """
     spec = find_spec(script.model, script.folder)
     found = find_inputs(script, is_result, on_folder)
+    keep_context = script.most_refresh > 1
+    require_every_step_full(script.runtime, keep_context)
     each = sum(turn.steps or script.steps or spec.steps for turn in script.turns)
     size = (len(found), len(found) * each)
     try:
@@ -69,7 +73,7 @@ def look(script: Script, on_folder: OnFolder = lambda folder: None) -> Prospect:
         if spec.folder is not None:
             raise
         return Prospect(script, spec, *size, None, str(error))  # it may be added; `work` needs it
-    choice = choose(script.runtime, script.precision, spec.name, folder)
+    choice = choose(script.runtime, script.precision, spec.name, folder, keep_context=keep_context)
     return Prospect(script, spec, *size, choice, weight_bytes=_weights(folder, choice))
 
 
@@ -79,7 +83,7 @@ def measured(conn: sqlite3.Connection, prospect: Prospect) -> Measured | None:
     precision, runtime = (choice.precision, choice.runtime) if choice else (script.precision, script.runtime)
     unquantized = precision in ("auto", "bf16")  # which a CPU computes in fp32
     rows = conn.execute(
-        "SELECT t.steps, t.seconds, t.peak_bytes"
+        "SELECT t.steps, t.seconds, t.peak_bytes, t.context_refresh"
         " FROM (SELECT id, model FROM jobs WHERE state = 'done' ORDER BY id DESC LIMIT ?) j"
         " JOIN turns t ON t.job_id = j.id"
         " WHERE j.model = ? AND t.state = 'done' AND t.seconds > 0 AND t.steps > 0"
@@ -89,10 +93,19 @@ def measured(conn: sqlite3.Connection, prospect: Prospect) -> Measured | None:
             *("torch" if runtime == "auto" else runtime, TURNS),
         ),
     ).fetchall()
-    if not rows:
+    steps: Counter[int] = Counter()
+    for turn in script.turns:
+        steps[script.refresh_of(turn)] += turn.steps or script.steps or prospect.spec.steps
+    rows = [row for row in rows if row["context_refresh"] in steps]
+    paces = {
+        refresh: [row["seconds"] / row["steps"] for row in rows if row["context_refresh"] == refresh]
+        for refresh in steps
+    }
+    if not all(paces.values()):
         return None
+    seconds = sum(median(paces[refresh]) * count for refresh, count in steps.items()) / steps.total()
     peaks = [row["peak_bytes"] for row in rows if row["peak_bytes"]]
-    return Measured(len(rows), median(row["seconds"] / row["steps"] for row in rows), max(peaks, default=None))
+    return Measured(len(rows), seconds, max(peaks, default=None))
 
 
 def _weights(folder: Path, choice: Choice) -> int:

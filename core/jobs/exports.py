@@ -17,7 +17,7 @@ from core.edit import images, outputs
 from core.errors import OutputError
 from core.jobs.database import transaction
 from core.jobs.events import Event
-from core.jobs.provenance import lineage
+from core.jobs.provenance import lineage, unless_exact
 from core.jobs.records import Job, Turn, get_job, get_turns
 from core.jobs.results import Pick, Scope, results
 from core.jobs.writes import now_ms, write_event
@@ -117,6 +117,7 @@ def _record(folder: Path, target: Path, job: Job, turns: list[Turn], turn: Turn)
         "precision": turn.precision,
         "turns": [
             {"turn": t.turn, "prompt": t.prompt, "seed": t.seed, "steps": t.steps, "guidance": t.guidance}
+            | unless_exact(t)
             for t in lineage(turns, turn)
         ],
     }

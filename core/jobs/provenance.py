@@ -28,6 +28,7 @@ def describe(
         "seed": turn.seed,
         "steps": turn.steps,
         "guidance": turn.guidance,
+        **unless_exact(turn),
         "turn": turn.turn,
         "turns": [
             {
@@ -37,10 +38,16 @@ def describe(
                 "seed": t.seed,
                 "steps": t.steps,
                 "guidance": t.guidance,
+                **unless_exact(t),
             }
             for t in chain
         ],
     }
+
+
+def unless_exact(turn: Turn) -> dict[str, int]:
+    """`context_refresh`, for a record of a turn that has one."""
+    return {"context_refresh": turn.context_refresh} if turn.context_refresh > 1 else {}
 
 
 def lineage(turns: list[Turn], turn: Turn) -> list[Turn]:

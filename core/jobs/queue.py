@@ -31,6 +31,7 @@ class NewTurn:
     seed: int
     steps: int
     guidance: float
+    context_refresh: int = 1
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def _insert(
             (job_id, job.key, path_to_db(job.name), path_to_db(job.input_path), job.input_sha256, places[-1])
         )
         of_turns += [
-            (job_id, t.turn, t.from_turn, t.prompt, t.seed, t.steps, t.guidance, place)
+            (job_id, t.turn, t.from_turn, t.prompt, t.seed, t.steps, t.guidance, t.context_refresh, place)
             for t, place in zip(job.turns, places, strict=True)
         ]
     same = (
@@ -194,8 +195,8 @@ def _insert(
         ((*row, *same) for row in of_jobs),
     )
     conn.executemany(
-        "INSERT INTO turns (job_id, turn, from_turn, prompt, seed, steps, guidance, output_path)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO turns (job_id, turn, from_turn, prompt, seed, steps, guidance, context_refresh, output_path)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         of_turns,
     )
     conn.executemany(
@@ -241,6 +242,7 @@ def _turns(script: Script, spec: ModelSpec, seed: int) -> Iterable[NewTurn]:
             seed=turn.seed if turn.seed is not None else (seed + number - 1) % 2**SEED_BITS,
             steps=turn.steps or script.steps or spec.steps,
             guidance=_first(turn.guidance, script.guidance, spec.guidance),
+            context_refresh=script.refresh_of(turn),
         )
 
 
@@ -254,10 +256,15 @@ def _settings(script: Script, spec: ModelSpec) -> dict[str, Any]:
         "seed": script.seed,
         "turns": [
             [t.from_turn, t.prompt, t.seed, t.steps or script.steps or spec.steps,
-             _first(t.guidance, script.guidance, spec.guidance)]
+             _first(t.guidance, script.guidance, spec.guidance), *_unless_exact(script.refresh_of(t))]
             for t in script.turns
         ],
     }  # fmt: skip
+
+
+def _unless_exact(refresh: int) -> list[int]:
+    """Exact edits keep the key they had before there was anything else."""
+    return [refresh] if refresh > 1 else []
 
 
 def _first(*values: float | None) -> float:

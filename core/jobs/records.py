@@ -29,6 +29,7 @@ class Turn:
     seed: int
     steps: int
     guidance: float
+    context_refresh: int
     state: str
     step_ms: tuple[float, ...]
     seconds: float | None

@@ -22,7 +22,7 @@ from core.jobs.queue import SEED_BITS
 from core.jobs.records import FINAL_STATES, Job, Turn, get_job, get_turns
 from core.jobs.results import Decision, Pick, Scope, results
 from core.jobs.writes import now_ms, revive, write_event
-from core.script import MAX_GUIDANCE, MAX_PROMPT, MAX_SEED, MAX_STEPS
+from core.script import MAX_GUIDANCE, MAX_PROMPT, MAX_REFRESH, MAX_SEED, MAX_STEPS
 
 MAX_JOB_TURNS = 999
 """Turns a job may have, redos and branches included."""
@@ -36,6 +36,7 @@ class Change:
     seed: int | None = None
     steps: int | None = None
     guidance: float | None = None
+    context_refresh: int | None = None
 
     def __post_init__(self) -> None:
         text = f"text of 1 to {MAX_PROMPT:,} characters"
@@ -44,6 +45,8 @@ class Change:
             ("seed", self.seed, f"a whole number from 0 to {MAX_SEED}", lambda n: 0 <= n <= MAX_SEED),
             ("steps", self.steps, f"a whole number from 1 to {MAX_STEPS}", lambda n: 1 <= n <= MAX_STEPS),
             ("guidance", self.guidance, f"a number from 0 to {MAX_GUIDANCE}", lambda n: 0 <= n <= MAX_GUIDANCE),
+            ("context_refresh", self.context_refresh, f"a whole number from 1 to {MAX_REFRESH}",
+             lambda n: 1 <= n <= MAX_REFRESH),
         )  # fmt: skip
         for name, value, must, holds in checks:
             if value is not None and not holds(value):
@@ -120,7 +123,7 @@ def redo(
 ) -> list[Pick]:
     """Have a result made again beside the old one; the job waits for a worker again. Returns the new turns.
 
-    Without a change it gets a new seed; with a new prompt, steps or guidance it keeps its seed, unless one is given.
+    Without a change it gets a new seed; with one of another kind it keeps its seed, unless one is given.
     with_later: the turns that lead on from it are made again too, from the new result, with their own seeds.
     """
     change = change or Change()
@@ -142,7 +145,7 @@ def redo(
 def branch(conn: sqlite3.Connection, pick: Pick, change: Change) -> Pick:
     """Go on from a result (turn 0: the input) with a prompt of your own: a new turn. Returns it.
 
-    Steps and guidance are those of the turn it starts from, the seed is new, unless they are given.
+    Steps, guidance and context refresh are those of the turn it starts from, the seed is new, unless they are given.
     """
     if change.prompt is None:
         raise UsageError("a branch needs a prompt")
@@ -197,7 +200,7 @@ def _append(conn: sqlite3.Connection, job: Job, turns: list[Turn], like: Turn, c
     if "prompt" in given:
         given["prompt"] = change.prompt.strip()  # type: ignore[union-attr]
     new = replace(like, turn=number, state="pending", added_at=now_ms(), output_path=str(path), **given)
-    names = ("turn", "from_turn", "prompt", "seed", "steps", "guidance", "added_at", "redo_of")
+    names = ("turn", "from_turn", "prompt", "seed", "steps", "guidance", "context_refresh", "added_at", "redo_of")
     conn.execute(
         f"INSERT INTO turns (job_id, output_path, {', '.join(names)}) VALUES (?, ?{', ?' * len(names)})",
         (job.id, path_to_db(path), *(getattr(new, name) for name in names)),

@@ -176,7 +176,9 @@ def _edit_turns(worker: Worker, claim: Claim, *, again: bool = False) -> None:
     _require_place(claim, Path(job.output_path))
     outputs.check_folder(Path(job.output_path).parent)
     worker.tell("loading", claim, model=job.model)
-    session = worker.studio.open(job.model, job.precision, job.runtime)
+    # By all turns, so that one that is made anew runs in what it ran in before.
+    refresh = max(turn.context_refresh for turn in turns)
+    session = worker.studio.open(job.model, job.precision, job.runtime, keep_context=refresh > 1)
     session.prepare([turn.prompt for turn in todo])
     paths = {turn.turn: Path(turn.output_path) for turn in turns}
     for turn in todo:
@@ -261,6 +263,7 @@ def _edit_turn(
         seed=turn.seed,
         steps=turn.steps,
         guidance=turn.guidance,
+        context_refresh=turn.context_refresh,
         keep_model_size=model_size,
         on_step=on_step,
         resume=resume,

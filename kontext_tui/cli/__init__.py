@@ -9,7 +9,21 @@ from typing import Annotated
 
 import typer
 
-from kontext_tui.cli import about, compare, control, engine, export, jobs, models, quantize, review, run, tui, web
+from kontext_tui.cli import (
+    about,
+    bench,
+    compare,
+    control,
+    engine,
+    export,
+    jobs,
+    models,
+    quantize,
+    review,
+    run,
+    tui,
+    web,
+)
 
 app = typer.Typer(
     help="Edit photographs by sentences with FLUX.1 Kontext: queue them, run them overnight, look in the morning.",
@@ -64,6 +78,7 @@ for name, function in {
     "quantize": quantize.quantize,
     "export": export.export,
     "compare": compare.compare,
+    "bench": bench.bench,
     "locate": about.locate,
     "schema": about.schema,
     "doctor": about.doctor,

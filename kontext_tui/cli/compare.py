@@ -21,6 +21,14 @@ Precisions = Annotated[
     list[str] | None,
     typer.Option("--precision", "-p", metavar="P", help="To compare with bf16; may be repeated.", show_default="all"),
 ]
+Refreshes = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--context-refresh", metavar="K", min=2, max=100, show_default=False,
+        help="Each precision with this context refresh too, and bf16 alone unless --precision names more; may be "
+        "repeated.",
+    ),
+]  # fmt: skip
 Prompts = Annotated[
     list[str] | None,
     typer.Option("--prompt", metavar="TEXT", help="Asked of each --input; may be repeated.", show_default=False),
@@ -51,6 +59,7 @@ def compare(
         ),
     ] = None,
     steps: opt.Steps = None,
+    context_refresh: Refreshes = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="The seed of every edit.")] = 7,
     sheet: Sheet = None,
     device: opt.Device = "auto",
@@ -67,8 +76,13 @@ def compare(
     subjects = _subjects(input, prompt, pairs)
     spec = find_spec(model)
     folder = locate(spec, download=True)
-    wanted = precision or [name for name in PRECISIONS if name != "bf16"]
-    choices = {name: choose(runtime, name, spec.name, folder) for name in wanted if name != "bf16"}
+    refreshes = sorted(set(context_refresh or []))
+    wanted = precision or (["bf16"] if refreshes else [name for name in PRECISIONS if name != "bf16"])
+    choices = {
+        name: choose(runtime, name, spec.name, folder, keep_context=bool(refreshes))
+        for name in wanted
+        if name != "bf16"
+    }
 
     from core.edit.loading import load, pick_device
     from core.edit.runtimes.opening import open_runtime
@@ -79,7 +93,7 @@ def compare(
     settings: dict[str, Any] = {"steps": steps or spec.steps, "guidance": spec.guidance, "seed": seed}
     edits: dict[str, list[Edited]] = {}
     losses: dict[str, list[BlockLoss]] = {}
-    total, done = (1 + len(choices)) * len(subjects), count(1)
+    total, done = (1 + len(choices)) * (1 + len(refreshes)) * len(subjects), count(1)
     with steps_told(quiet=quiet) as report:
 
         def advance() -> None:
@@ -88,19 +102,28 @@ def compare(
         report("editing", 0, total)
         plain = open_runtime(Choice("torch", "bf16", "the reference"), loaded)
         edits["bf16"] = edit_all(loaded, plain, subjects, **settings, on_done=advance)
+        for k in refreshes:
+            edits[_row("bf16", k)] = edit_all(
+                loaded, plain, subjects, **settings, context_refresh=k, reference=edits["bf16"], on_done=advance
+            )
         for name, choice in choices.items():
             run = open_runtime(choice, loaded)
             edits[name] = edit_all(loaded, run, subjects, **settings, reference=edits["bf16"], on_done=advance)
+            for k in refreshes:
+                edits[_row(name, k)] = edit_all(
+                    loaded, run, subjects, **settings, context_refresh=k, reference=edits["bf16"], on_done=advance
+                )
             if isinstance(run, TorchRuntime):
                 losses[name] = block_losses(loaded, run.transformer, subjects[0], guidance=spec.guidance, seed=seed)
     sizes = {name: _weight_bytes(choice.artifact.folder) for name, choice in choices.items() if choice.artifact}
     sizes["bf16"] = _weight_bytes(folder / "transformer")
     report = {
-        name: {**summarize(each), "bytes": sizes.get(name), "runtime": _runtime(choices, name)}
+        name: {**summarize(each), "bytes": sizes.get(name.split()[0]), "runtime": _runtime(choices, name.split()[0])}
         for name, each in edits.items()
     }
     if input is None and pairs is None:
-        _keep(folder, report, edits=len(subjects), steps=settings["steps"], seed=seed)
+        exact = {name: values for name, values in report.items() if name in PRECISIONS}
+        _keep(folder, exact, edits=len(subjects), steps=settings["steps"], seed=seed)
     if sheet:
         contact_sheet(subjects, edits).save(sheet)
     _show(report, losses, edits, json=json)
@@ -175,6 +198,10 @@ def _show(
         worst = sorted(each, key=lambda loss: -loss.error)[:5]
         print(f"\n{name}: blocks that lose most, each on its own (relative error of the output)")
         print_table((), [(loss.block, f"{loss.error:.4f}") for loss in worst], right=(1,))
+
+
+def _row(precision: str, refresh: int) -> str:
+    return f"{precision} refresh {refresh}"
 
 
 def _runtime(choices: dict[str, Any], name: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from core import script as scripts
 from core.edit.models import ModelSpec, find_spec, locate
 from core.edit.outputs import check_folder, is_result
-from core.edit.runtimes import choose
+from core.edit.runtimes import choose, require_every_step_full
 from core.inputs import find_inputs
 from core.jobs import queue
 from core.jobs.queue import Added, NewJob
@@ -30,6 +30,7 @@ class Overrides:
     runtime: str | None = None
     steps: int | None = None
     seed: int | None = None
+    context_refresh: int | None = None
 
     def given(self) -> dict[str, object]:
         return {key: value for key, value in vars(self).items() if value not in (None, [])}
@@ -61,8 +62,11 @@ def prepare(
     fetch: download a model of the hub now, because it is needed now.
     """
     spec = find_spec(script.model, script.folder)
+    keep_context = script.most_refresh > 1
+    require_every_step_full(script.runtime, keep_context)
     if fetch or spec.folder is not None:
-        choose(script.runtime, script.precision, spec.name, locate(spec, download=fetch))
+        folder = locate(spec, download=fetch)
+        choose(script.runtime, script.precision, spec.name, folder, keep_context=keep_context)
     check_folder(script.output_folder)
     found = find_inputs(script, is_result=is_result)
     on_found(len(found))

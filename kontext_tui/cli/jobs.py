@@ -30,6 +30,7 @@ def add(
     runtime: opt.RuntimeName = None,
     steps: opt.Steps = None,
     seed: opt.Seed = None,
+    context_refresh: opt.ContextRefresh = None,
     again: opt.Again = False,
     at: Annotated[
         str | None, typer.Option(metavar="HH:MM", help="Start no earlier than this time of day.", show_default=False)
@@ -49,7 +50,7 @@ def add(
     from kontext_tui.cli.enqueue import Overrides, enqueue, sentence
     from kontext_tui.cli.report import clock
 
-    overrides = Overrides(input, output, model, precision, runtime, steps, seed)
+    overrides = Overrides(input, output, model, precision, runtime, steps, seed, context_refresh)
     if dry_run:
         _estimate(script, overrides, db, json=json)
         return
@@ -97,6 +98,10 @@ def _estimate(script: Path, overrides: Overrides, db: Path | None, *, json: bool
             "measured_turns": found.turns if found else 0,
         }
     )
+
+
+def _refresh(turn: Turn) -> str:
+    return f", context refresh {turn.context_refresh}" if turn.context_refresh > 1 else ""
 
 
 def status(db: opt.Db = None, json: opt.Json = False) -> None:
@@ -180,7 +185,7 @@ def show(
                 (
                     f"turn {t.turn}",
                     f"{t.review or t.state}, {_origin(t)}, seed {t.seed}, {len(t.step_ms)}/{t.steps} steps, "
-                    f"guidance {t.guidance:g}: {t.prompt}",
+                    f"guidance {t.guidance:g}{_refresh(t)}: {t.prompt}",
                 )
                 for t in turns
             ],

@@ -53,6 +53,14 @@ Steps = Annotated[
 Seed = Annotated[
     int | None, typer.Option(metavar="N", help="The seed that jobs derive theirs from.", show_default=False)
 ]
+ContextRefresh = Annotated[
+    int | None,
+    typer.Option(
+        metavar="K",
+        help="Look at the picture anew at one step in K: faster, nearly exact.",
+        show_default=False,
+    ),
+]
 Again = Annotated[bool, typer.Option("--again", help="Edit pictures again that this script has edited already.")]
 
 

@@ -31,6 +31,7 @@ def _turn_object(turn: Turn, reused: frozenset[int] | None) -> dict[str, Any]:
         "seed": turn.seed,
         "steps": turn.steps,
         "guidance": turn.guidance,
+        "context_refresh": turn.context_refresh,
         "from": turn.from_turn,
         "state": turn.state,
         "step_ms": list(turn.step_ms),

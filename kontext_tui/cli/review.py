@@ -46,6 +46,10 @@ TurnSteps = Annotated[
 TurnGuidance = Annotated[
     float | None, typer.Option("--guidance", metavar="X", help="Another guidance.", show_default=False)
 ]
+TurnRefresh = Annotated[
+    int | None,
+    typer.Option("--context-refresh", metavar="K", help="Another context refresh; 1 is exact.", show_default=False),
+]
 
 
 def accept(
@@ -70,6 +74,7 @@ def redo(
     seed: TurnSeed = None,
     steps: TurnSteps = None,
     guidance: TurnGuidance = None,
+    context_refresh: TurnRefresh = None,
     with_later: Annotated[
         bool, typer.Option("--with-later", help="Make the turns that lead on from it again too.")
     ] = False,
@@ -79,7 +84,7 @@ def redo(
     """Have a result made again, beside the old one; a worker comes to it as to any job."""
     from core.jobs import review
 
-    change = review.Change(prompt, seed, steps, guidance)
+    change = review.Change(prompt, seed, steps, guidance, context_refresh)
     with opt.open_queue(db, create=False) as conn:
         made = review.redo(conn, _pick(result), change, with_later=with_later)
         _tell_queued(conn, made, json)
@@ -96,6 +101,7 @@ def branch(
     seed: TurnSeed = None,
     steps: TurnSteps = None,
     guidance: TurnGuidance = None,
+    context_refresh: TurnRefresh = None,
     db: opt.Db = None,
     json: opt.Json = False,
 ) -> None:
@@ -103,7 +109,7 @@ def branch(
     from core.jobs import review
 
     with opt.open_queue(db, create=False) as conn:
-        made = review.branch(conn, _pick(result), review.Change(prompt, seed, steps, guidance))
+        made = review.branch(conn, _pick(result), review.Change(prompt, seed, steps, guidance, context_refresh))
         _tell_queued(conn, [made], json)
 
 
@@ -240,7 +246,7 @@ def _tell_queued(conn: sqlite3.Connection, made: Sequence[Pick], json: bool) -> 
     for pick in made:
         turn = turns[pick.turn]
         if json:
-            keys = ("redo_of", "from_turn", "prompt", "seed", "steps", "guidance")
+            keys = ("redo_of", "from_turn", "prompt", "seed", "steps", "guidance", "context_refresh")
             values = {key.removesuffix("_turn"): getattr(turn, key) for key in keys}
             print_json({**_pick_object(pick), **values, "output": turn.output_path, "state": job.state})
         else:

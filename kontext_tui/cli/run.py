@@ -29,6 +29,7 @@ def run(
     runtime: opt.RuntimeName = None,
     steps: opt.Steps = None,
     seed: opt.Seed = None,
+    context_refresh: opt.ContextRefresh = None,
     again: opt.Again = False,
     gpus: opt.Gpus = "auto",
     db: opt.Db = None,
@@ -42,7 +43,7 @@ def run(
     from kontext_tui.cli.narrate import narrator
 
     devices = resolve(gpus)
-    overrides = Overrides(input, output, model, precision, runtime, steps, seed)
+    overrides = Overrides(input, output, model, precision, runtime, steps, seed, context_refresh)
     with opt.open_queue(db) as conn:
         added = enqueue(conn, script, overrides, again=again, quiet=quiet, fetch=True)
         with narrator(len(added.jobs), quiet=quiet) as tell:

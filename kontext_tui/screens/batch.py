@@ -46,9 +46,9 @@ KEEP_SECONDS = 2.0
 """How long until a draft is kept on the disk."""
 LINES = 4
 
-TEXTS = ("output", "model", "seed", "steps", "guidance")
+TEXTS = ("output", "model", *batch.NUMBERS)
 CHOICES = ("precision", "runtime", "output_size")
-TURN_TEXTS = ("start", "seed", "steps", "guidance")
+TURN_TEXTS = ("start", *batch.NUMBERS)
 FIELDS = {"turn-from": "turn-start"}
 
 BEGIN = "enter on a folder takes its pictures; then write what to change, a turn each. ctrl+o loads a script."
@@ -165,7 +165,7 @@ class BatchScreen(BatchActions, Screen[None]):
                     yield _select("precision", {each: each for each in _literals("precision")})
                     yield Label("runtime", classes="next")
                     yield _select("runtime", {each: each for each in _literals("runtime")})
-                yield _numbers("", "a random one", "model's", "model's")
+                yield _numbers("", "random", "model's", "model's", "1: exact")
                 with Vertical(id="turns-box") as box:
                     box.border_title = "turns"
                     yield TurnList(id="turns")
@@ -173,7 +173,7 @@ class BatchScreen(BatchActions, Screen[None]):
                     turn.border_title = "turn 1"
                     yield PromptArea(id="turn-prompt", placeholder="what to change, such as: Make it a sunset",
                                      soft_wrap=True, compact=True)  # fmt: skip
-                    yield _numbers("turn-", "as above", "as above", "as above")
+                    yield _numbers("turn-", *["above"] * 4)
                 yield Lines(id="told")
         yield Footer(show_command_palette=False)
 
@@ -416,8 +416,8 @@ class BatchScreen(BatchActions, Screen[None]):
         return found if isinstance(found, Input | TextArea | Select) else None
 
 
-def _numbers(prefix: str, seed: str, steps: str, guidance: str) -> Horizontal:
-    """A row of numbers; those of a turn have where it starts in front."""
+def _numbers(prefix: str, seed: str, steps: str, guidance: str, refresh: str) -> Horizontal:
+    """A row of numbers, each with what an empty field means; those of a turn have where it starts in front."""
     row: list[Widget] = []
     if prefix:
         row += [Label("starts from"), SafeInput(id="turn-start", compact=True), Label("seed", classes="next")]
@@ -429,6 +429,13 @@ def _numbers(prefix: str, seed: str, steps: str, guidance: str) -> Horizontal:
         SafeInput(id=f"{prefix}steps", placeholder=steps, compact=True),
         Label("guidance", classes="next"),
         SafeInput(id=f"{prefix}guidance", placeholder=guidance, compact=True),
+        Label("refresh", classes="next"),
+        SafeInput(
+            id=f"{prefix}context_refresh",
+            placeholder=refresh,
+            compact=True,
+            tooltip="Context refresh: look at the picture anew at one step in so many. 1 is exact.",
+        ),
     ]
     return Horizontal(*row, classes="row")
 

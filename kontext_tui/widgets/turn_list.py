@@ -9,7 +9,7 @@ from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.widgets import OptionList
 
-from kontext_tui.batch import TurnForm
+from kontext_tui.batch import NUMBERS, TurnForm
 from kontext_tui.text import safe_text
 
 
@@ -55,7 +55,7 @@ class TurnList(OptionList):
 def _line(number: int, turn: TurnForm, wrong: bool) -> Content:
     start = turn.start.strip()
     origin = "" if not start else "from the input  " if start == "0" else f"from {safe_text(start, 8)}  "
-    own = [f"{key} {safe_text(value.strip(), 20)}" for key in ("seed", "steps", "guidance")
+    own = [f"{key.removeprefix('context_')} {safe_text(value.strip(), 20)}" for key in NUMBERS
            if (value := getattr(turn, key)).strip()]  # fmt: skip
     prompt = safe_text(" ".join(turn.prompt.split()), 300)
     return Content.assemble(

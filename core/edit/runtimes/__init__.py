@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 RUNTIMES = ("torch", "onnx", "tensorrt")
 PRECISIONS = ("bf16", "fp8", "fp4", "fp4-svd")
+KEEPS_CONTEXT = ("torch",)
+"""Those that can keep the context between steps: a graph has one number of tokens and returns no keys."""
 KIND = {"torch": "checkpoint", "onnx": "onnx", "tensorrt": "engine"}
 """What each runtime takes from the artifact store; `torch` in bf16 takes nothing."""
 
@@ -33,8 +35,12 @@ class Runtime(Protocol):
         """GPU memory held beside torch's."""
         ...
 
-    def begin(self, conditioning: Conditioning) -> Predict:
-        """Prepare one edit; the returned function predicts each of its steps."""
+    def begin(self, conditioning: Conditioning, *, keep_context: bool = False) -> Predict:
+        """Prepare one edit; the returned function predicts each of its steps, until another edit begins.
+
+        keep_context: steps that are not full will come (`core.edit.context`); only runtimes that `choose` gives for
+        such an edit can do that.
+        """
         ...
 
 
@@ -48,12 +54,13 @@ class Choice:
     artifact: Artifact | None = None
 
 
-def choose(runtime: str, precision: str, model: str, folder: Path) -> Choice:
+def choose(runtime: str, precision: str, model: str, folder: Path, *, keep_context: bool = False) -> Choice:
     """Pick the runtime and precision for a request where either may be `auto`.
 
-    model: its name, for messages; folder: where it lies. Raises UnavailableError where nothing here can do what was
-    asked, saying which command makes it possible.
+    model: its name, for messages; folder: where it lies; keep_context: for a `context_refresh` above 1. Raises
+    UnavailableError where nothing here can do what was asked, saying which command makes it possible.
     """
+    require_every_step_full(runtime, keep_context)
     if runtime in ("auto", "torch") and precision in ("auto", "bf16"):
         return Choice("torch", "bf16", "the unquantized weights")
     from core.edit.artifacts import find
@@ -62,7 +69,8 @@ def choose(runtime: str, precision: str, model: str, folder: Path) -> Choice:
     model_key = model_hash(folder / "transformer")
     wanted = ("bf16",) if precision == "auto" else (precision,)
     # An engine is the fastest where there is one for this GPU; the checkpoint runs anywhere, emulated where it must.
-    for name in ("tensorrt", "torch", "onnx") if runtime == "auto" else (runtime,):
+    able = KEEPS_CONTEXT if keep_context else ("tensorrt", "torch", "onnx")
+    for name in able if runtime == "auto" else (runtime,):
         here = _this_gpu() if name == "tensorrt" else {}
         if name == "tensorrt" and runtime == "auto" and not here:
             continue
@@ -71,6 +79,15 @@ def choose(runtime: str, precision: str, model: str, folder: Path) -> Choice:
             if found:
                 return Choice(name, choice, f"the {KIND[name]} made here", found[0])
     raise UnavailableError(_missing(runtime, wanted[0], model))
+
+
+def require_every_step_full(runtime: str, keep_context: bool) -> None:
+    """Raise UnavailableError where a named runtime is asked to keep the context and cannot."""
+    if keep_context and runtime not in ("auto", *KEEPS_CONTEXT):
+        raise UnavailableError(
+            f"the {runtime} runtime cannot keep the context between steps: take the torch runtime, or"
+            " context_refresh 1"
+        )
 
 
 def _missing(runtime: str, precision: str, model: str) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from core.edit import lowbit
+from core.edit.runtimes import require_every_step_full
 from core.edit.sampling import Conditioning, Predict
 from core.errors import UnavailableError
 
@@ -102,7 +103,8 @@ class OnnxRuntime:
             raise UnavailableError(f"ONNX Runtime cannot run {path}: {_first_line(error)}") from None
         self.inputs = {value.name for value in self._session.get_inputs()}
 
-    def begin(self, conditioning: Conditioning) -> Predict:
+    def begin(self, conditioning: Conditioning, *, keep_context: bool = False) -> Predict:
+        require_every_step_full(self.name, keep_context)
         given = {
             "encoder_hidden_states": conditioning.prompt,
             "pooled_projections": conditioning.pooled,

@@ -20,7 +20,7 @@ from core.edit import artifacts
 from core.edit.artifacts import Artifact
 from core.edit.loading import Model
 from core.edit.models import locate
-from core.edit.runtimes import proof, trt_api, verdicts
+from core.edit.runtimes import proof, require_every_step_full, trt_api, verdicts
 from core.edit.runtimes.trt_api import FLAVOURS, INPUTS, OUTPUT, load_module, require_gpu
 from core.edit.runtimes.verdicts import Verdict
 from core.edit.sampling import Conditioning, Predict
@@ -56,7 +56,8 @@ class Engine:
         """GPU memory that TensorRT holds beside torch's: weights and activations."""
         return int(self.engine.device_memory_size_v2) + self.artifact.size
 
-    def begin(self, conditioning: Conditioning) -> Predict:
+    def begin(self, conditioning: Conditioning, *, keep_context: bool = False) -> Predict:
+        require_every_step_full(self.name, keep_context)
         self._fill(conditioning)
         image_tokens = len(conditioning.image_ids) - conditioning.context.shape[1]
 

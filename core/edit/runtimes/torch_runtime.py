@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from core.edit import native
+from core.edit.context import ContextCache
 from core.edit.quantized import Emulated, load_transformer, read_quant_file
 from core.edit.sampling import Conditioning, Predict
 
@@ -31,18 +32,33 @@ class TorchRuntime:
     def __init__(self, transformer: Any, precision: str | None = None) -> None:
         self.transformer = transformer
         self.precision = precision or ("fp32" if transformer.dtype == torch.float32 else "bf16")
+        self._cache = ContextCache(transformer)
 
-    def begin(self, conditioning: Conditioning) -> Predict:
+    @property
+    def kept_bytes(self) -> int:
+        """What `keep_context` holds of the edit at work, or of the last one."""
+        return self._cache.bytes
+
+    def begin(self, conditioning: Conditioning, *, keep_context: bool = False) -> Predict:
         context = conditioning.context
+        if keep_context:
+            self._cache.begin(context)
+        else:
+            self._cache.end()
 
         def predict(latents: Tensor, timestep: Tensor, full: bool) -> Tensor:
+            tokens, ids = latents, conditioning.image_ids[: latents.shape[1]]
+            if keep_context:
+                self._cache.next_step(full=full)
+            if full or not keep_context:
+                tokens, ids = torch.cat([latents, context], dim=1), conditioning.image_ids
             with native.fastest_attention() if latents.is_cuda else nullcontext():
                 velocity: Tensor = self.transformer(
-                    hidden_states=torch.cat([latents, context], dim=1),
+                    hidden_states=tokens,
                     encoder_hidden_states=conditioning.prompt,
                     pooled_projections=conditioning.pooled,
                     timestep=timestep / 1000,
-                    img_ids=conditioning.image_ids,
+                    img_ids=ids,
                     txt_ids=conditioning.text_ids,
                     guidance=conditioning.guidance,
                     return_dict=False,

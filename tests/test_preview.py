@@ -86,8 +86,9 @@ def test_a_sketch_looks_like_what_the_decoder_makes_of_the_same_latents(tiny, ph
         sketches[step] = (session.sketch(outlook(), photo.size), session.sketch(latents, photo.size))
 
     edit = session.edit(
-        photo, "Make it night", seed=3, steps=6, guidance=2.5, keep_model_size=True, on_step=on_step, resume=None
-    )
+        photo, "Make it night", seed=3, steps=6, guidance=2.5, context_refresh=1, keep_model_size=True,
+        on_step=on_step, resume=None,
+    )  # fmt: skip
     target = np.asarray(edit.image.resize((32, 32), Image.Resampling.BOX), dtype=float)
 
     def distance(image: Image.Image) -> float:

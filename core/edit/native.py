@@ -21,9 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from core.edit import lowbit
 from core.edit.quantized import AttentionProcessor, AttentionScales, Emulated, QuantLinear
+from core.edit.runtimes import FIRST_WITH_FP8
 
-FP8_CAPABILITY = (8, 9)
-"""The first compute capability with E4M3 tensor cores (RTX 40; Hopper is 9.0)."""
 BLOCKS = ("transformer_blocks", "single_transformer_blocks")
 WORTH_COMPILING = 1 << 30
 """Bytes of weights. kontext-tiny's twenty megabytes compile for 17 s, to win 7 ms a step."""
@@ -54,7 +53,10 @@ class Native(Emulated):
 
 def serves(device: torch.device) -> bool:
     """Whether a device has FP8 tensor cores."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
+    if device.type != "cuda":
+        return False
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor >= FIRST_WITH_FP8
 
 
 def use_own_attention(transformer: Any) -> None:

@@ -14,12 +14,15 @@ from core.errors import UnavailableError
 
 if TYPE_CHECKING:
     from core.edit.artifacts import Artifact
+    from core.edit.runtimes.trt_api import Gpu
     from core.edit.sampling import Conditioning, Predict
 
 RUNTIMES = ("torch", "onnx", "tensorrt")
 PRECISIONS = ("bf16", "fp8", "fp4", "fp4-svd")
 KEEPS_CONTEXT = ("torch",)
 """Those that can keep the context between steps: a graph has one number of tokens and returns no keys."""
+FIRST_WITH_FP8 = 89
+"""Compute capability: RTX 40; Hopper is 90."""
 KIND = {"torch": "checkpoint", "onnx": "onnx", "tensorrt": "engine"}
 """What each runtime takes from the artifact store; `torch` in bf16 takes nothing."""
 
@@ -61,24 +64,65 @@ def choose(runtime: str, precision: str, model: str, folder: Path, *, keep_conte
     UnavailableError where nothing here can do what was asked, saying which command makes it possible.
     """
     require_every_step_full(runtime, keep_context)
-    if runtime in ("auto", "torch") and precision in ("auto", "bf16"):
-        return Choice("torch", "bf16", "the unquantized weights")
-    from core.edit.artifacts import find
+    unquantized = Choice("torch", "bf16", "the unquantized weights")
+    if runtime in ("auto", "torch") and precision == "bf16":
+        return unquantized
+    from core.edit.runtimes.trt_api import current_gpu
+
+    gpu = current_gpu() if runtime == "tensorrt" or "auto" in (runtime, precision) else None
+    if precision == "auto" and runtime in ("auto", "torch") and gpu is None:
+        return unquantized
+    able = KEEPS_CONTEXT if keep_context else RUNTIMES
     from core.edit.store import model_hash
 
     model_key = model_hash(folder / "transformer")
-    wanted = ("bf16",) if precision == "auto" else (precision,)
-    # An engine is the fastest where there is one for this GPU; the checkpoint runs anywhere, emulated where it must.
-    able = KEEPS_CONTEXT if keep_context else ("tensorrt", "torch", "onnx")
-    for name in able if runtime == "auto" else (runtime,):
-        here = _this_gpu() if name == "tensorrt" else {}
-        if name == "tensorrt" and runtime == "auto" and not here:
-            continue
-        for choice in wanted:
-            found = find(KIND[name], model=model_key, precision=choice, **here)
-            if found:
-                return Choice(name, choice, f"the {KIND[name]} made here", found[0])
-    raise UnavailableError(_missing(runtime, wanted[0], model))
+    by_name = "auto" not in (runtime, precision)
+    for name, each in _candidates(runtime, precision, gpu):
+        if name in able and (found := _serving(name, each, model_key, gpu, refused_too=by_name)):
+            best = ", the fastest here" if precision == "auto" and gpu else ""
+            return Choice(name, each, f"the {KIND[name]} made here{best}", found)
+    if precision == "auto" and runtime in ("auto", "torch"):
+        return unquantized
+    raise UnavailableError(_missing(runtime, "bf16" if precision == "auto" else precision, model))
+
+
+FASTEST = (
+    ("tensorrt", "fp4-svd"), ("tensorrt", "fp4"), ("tensorrt", "fp8"), ("torch", "fp8"), ("tensorrt", "bf16"),
+)  # fmt: skip
+"""What `auto` tries on a GPU before the unquantized weights. fp4-svd stands before fp4: as fast within some percent,
+and nearer to the model. FP4 by torch saves memory and costs time, so it is only taken where it is asked for."""
+
+
+def _candidates(runtime: str, precision: str, gpu: Gpu | None) -> list[tuple[str, str]]:
+    """Runtimes and precisions that a request allows, the best first."""
+    if precision != "auto":  # an engine is the fastest; the checkpoint runs anywhere, emulated where it must
+        names = (("tensorrt", "torch", "onnx") if gpu else ("torch", "onnx")) if runtime == "auto" else (runtime,)
+        return [(name, precision) for name in names]
+    if runtime == "onnx":
+        return [("onnx", each) for each in PRECISIONS]
+    native = gpu is not None and int(gpu.sm.removeprefix("sm")) >= FIRST_WITH_FP8
+    return [
+        (name, each)
+        for name, each in FASTEST
+        if runtime in ("auto", name) and (name != "torch" or native)  # emulated FP8 would be slower, not faster
+    ]
+
+
+def _serving(name: str, precision: str, model_key: str, gpu: Gpu | None, *, refused_too: bool) -> Artifact | None:
+    """The newest artifact that may serve; of engines, one for this GPU.
+
+    refused_too: an engine that its proof has refused as well, for who named it: opening it says why not.
+    """
+    from core.edit.artifacts import find
+
+    if name != "tensorrt":
+        return next(iter(find(KIND[name], model=model_key, precision=precision)), None)
+    from core.edit.runtimes.verdicts import recall
+
+    here = {"sm": gpu.sm} if gpu else {}
+    found = find(KIND[name], model=model_key, precision=precision, **here)
+    passed = [each for each in found if gpu is None or (verdict := recall(each, gpu)) is None or verdict.passed]
+    return next(iter(passed or (found if refused_too else [])), None)
 
 
 def require_every_step_full(runtime: str, keep_context: bool) -> None:
@@ -101,11 +145,3 @@ def _missing(runtime: str, precision: str, model: str) -> str:
         commands.append(f"kontext-tui engine build --model {model} --precision {precision}")
     what = {"onnx": "ONNX graph", "tensorrt": "TensorRT engine"}.get(runtime, "checkpoint")
     return f"there is no {precision} {what} of {model} here; `{' && '.join(commands)}` makes it"
-
-
-def _this_gpu() -> dict[str, str | int]:
-    """What an engine must have been built for to serve here; empty without a GPU."""
-    from core.edit.runtimes.trt_api import current_gpu
-
-    gpu = current_gpu()
-    return {"sm": gpu.sm} if gpu else {}

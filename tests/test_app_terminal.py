@@ -202,7 +202,7 @@ def test_killed_it_loses_nothing_and_opens_again_where_others_have_written(folde
     assert rows(folder / "jobs.db", "PRAGMA integrity_check") == [("ok",)]
     with app(folder) as terminal:
         terminal.wait_for("late.jpg")
-        assert "held 1" in terminal.text
+        terminal.wait_for("held 1")
         leave(terminal)
     assert rows(folder / "jobs.db", states) == expected
 

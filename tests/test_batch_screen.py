@@ -88,7 +88,7 @@ async def test_from_a_folder_to_queued_jobs_with_keys_alone(folder):
         screen = await open_batch(pilot)
         tree = screen.query_one(FolderTree)
         await until(pilot, lambda: "photos  5" in shown(app))  # counted with its subfolders
-        assert "other  1" in shown(app)
+        await until(pilot, lambda: "other  1" in shown(app))
         await pilot.press("j", "j", "enter")
         assert tree.cursor_node.data == folder / "photos"
         assert screen.form.inputs == ("photos",)
@@ -99,7 +99,7 @@ async def test_from_a_folder_to_queued_jobs_with_keys_alone(folder):
         screen.query_one("#turn-start").focus()
         await pilot.press("1")
         await until(pilot, lambda: "5 pictures, 3 turns each: 90 steps" in shown(app))
-        assert "time unknown" in shown(app)
+        await until(pilot, lambda: "time unknown" in shown(app))
         await pilot.press("ctrl+g")
         await until(pilot, lambda: app.current_mode == "queue")
         assert "5 queued; no worker is at work: w starts one" in toasts(app)
@@ -289,14 +289,14 @@ async def test_in_a_small_terminal_the_folders_take_turns_with_the_form(folder):
     app = app_over(folder)
     async with app.run_test(size=(80, 24)) as pilot:
         screen = await open_batch(pilot)
-        assert "guidance" in shown(app)
-        assert "photos  5" not in shown(app)
+        await until(pilot, lambda: "guidance" in shown(app))
+        await until(pilot, lambda: "photos  5" not in shown(app))
         await pilot.press("ctrl+t")
         await until(pilot, lambda: "photos  5" in shown(app))
         await pilot.press("j", "j", "enter")
         await until(pilot, lambda: app.focused.id == "turn-prompt")
         assert screen.form.inputs == ("photos",)
-        assert "photos  5" not in shown(app)
+        await until(pilot, lambda: "photos  5" not in shown(app))
         await pilot.press("ctrl+t", "escape")
         assert app.focused.id == "inputs"
         await pilot.press("escape", "escape")
@@ -340,7 +340,7 @@ async def test_a_real_worker_edits_what_the_form_queued(folder):
             assert result.size == (160, 120)
         await pilot.press("f4")
         await until(pilot, lambda: "for one worker" in shown(app))  # now it is known what such turns take
-        assert "from 1 turn made here" in shown(app)
+        await until(pilot, lambda: "from 1 turn made here" in shown(app))
     twin = [sys.executable, "-m", "kontext_tui", "list", "--json", "--db", str(folder / "jobs.db")]
     done = subprocess.run(twin, cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["state"] == "done"

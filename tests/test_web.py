@@ -87,8 +87,7 @@ class TestInChromium:
                 pyte.ByteStream(screen).feed(bytes(page.received))
                 return "\n".join(line.rstrip() for line in screen.display)
 
-            await until(lambda: "IMG_0001.jpg" in text())
-            assert "1 Queue" in text()
+            await until(lambda: "IMG_0001.jpg" in text() and "1 Queue" in text())
             assert "word=" not in await page.ask("location.href")
             await page.click(600, 500)
             await page.press("p")

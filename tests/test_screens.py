@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nights
 import pytest
+from conftest import make_pictures
 from PIL import Image
 from snapshots import NOW, SIZES, check, stop_clocks
 from test_queue import enqueue
@@ -26,6 +27,7 @@ from core.jobs.database import connect
 from core.jobs.results import Pick
 from core.jobs.review import Change
 from kontext_tui.app import KontextApp
+from kontext_tui.batch import Form, TurnForm, to_state
 from kontext_tui.settings import Settings
 from kontext_tui.tasks import Command, Task
 from kontext_tui.telemetry import Gauge, Telemetry
@@ -218,4 +220,32 @@ async def test_the_review(morning, size, name, keys):
         await until(pilot, lambda: "changed" in shown(app) and "job 1 of 2" in shown(app))
         for key in keys:
             await pilot.press(key)
+        await check(pilot, name)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(
+    ("name", "keys", "waits"),
+    [
+        ("batch", (), "1 turn each"),
+        ("batch-folders", ("ctrl+t",), "Take this"),
+        ("batch-branch", ("ctrl+n", *"Make it night", "escape", "b", *"!"), "3 turns each"),
+        ("batch-help", ("f1",), "esc closes"),
+    ],
+)
+async def test_a_new_batch(tmp_path, monkeypatch, size, name, keys, waits):
+    home = tmp_path / "trip"
+    make_pictures(home / "photos", 3)
+    make_pictures(home / "photos" / "more", 2)
+    connect(home / "jobs.db").close()
+    monkeypatch.chdir(home)
+    app = KontextApp(home / "jobs.db", Settings(theme="kontext"))
+    app.state["screen"] = "batch"
+    form = Form(inputs=("photos/",), model="kontext-tiny", turns=(TurnForm("Make it look like sunset"),))
+    app.state["batch"] = {"form": to_state(form)}
+    async with app.run_test(size=size, notifications=True) as pilot:
+        await until(pilot, lambda: "5 pictures" in shown(app))
+        for key in keys:
+            await pilot.press(key)
+        await until(pilot, lambda: waits in shown(app))
         await check(pilot, name)

@@ -63,7 +63,7 @@ def models(ctx: typer.Context, json: opt.Json = False) -> None:
 
 @app.command("remove")
 def remove(
-    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="First letters of their keys.")],
+    keys: Annotated[list[str], typer.Argument(metavar="KEY", help="First letters of their keys.")],
     quiet: opt.Quiet = False,
 ) -> None:
     """Delete checkpoints, graphs or engines made on this machine, broken ones too. Models are never deleted."""

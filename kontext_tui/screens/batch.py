@@ -18,7 +18,7 @@ from textual.screen import Screen
 from textual.suggester import SuggestFromList
 from textual.timer import Timer
 from textual.widget import Widget
-from textual.widgets import Footer, Input, Label, OptionList, Select, TextArea
+from textual.widgets import Input, Label, OptionList, Select, TextArea
 
 from core.edit.models import MODELS
 from core.errors import KontextError, ScriptError
@@ -32,6 +32,7 @@ from kontext_tui.screens.batch_actions import BatchActions
 from kontext_tui.screens.prompts import PromptArea, SafeInput, safe_lines
 from kontext_tui.text import safe_text
 from kontext_tui.widgets.folder_tree import FolderTree
+from kontext_tui.widgets.hints import Hints
 from kontext_tui.widgets.panels import Lines
 from kontext_tui.widgets.topbar import TopBar
 from kontext_tui.widgets.turn_list import TurnList
@@ -175,7 +176,7 @@ class BatchScreen(BatchActions, Screen[None]):
                                      soft_wrap=True, compact=True)  # fmt: skip
                     yield _numbers("turn-", *["above"] * 4)
                 yield Lines(id="told")
-        yield Footer(show_command_palette=False)
+        yield Hints()
 
     def on_mount(self) -> None:
         kept = self.home.state.get("batch")

@@ -23,7 +23,7 @@ class Hints(Footer):
 
     def compose(self) -> ComposeResult:
         for key in super().compose():
-            if isinstance(key, FooterKey) and key.action == "help":
+            if isinstance(key, FooterKey) and key.action.removeprefix("app.") == "help":
                 key.add_class("-command-palette")  # at the right end
             yield key
         self.call_after_refresh(self._fit)
@@ -35,11 +35,11 @@ class Hints(Footer):
     def _fit(self, tries: int = 20) -> None:
         """Show no key by halves: those that run into the one for help are left out; the help names them."""
         keys = [key for key in self.query(FooterKey) if key.display]
-        if any(not key.region for key in keys):  # not laid out yet, or a screen that nobody sees
+        if not any(key.region for key in keys):  # not laid out yet, or a screen that nobody sees
             if tries:
                 self.set_timer(0.05, partial(self._fit, tries - 1))
             return
         last = [key for key in keys if key.has_class("-command-palette")]
         end = last[0].region.x if last else self.size.width
         for key in keys:
-            key.visible = key in last or key.region.right <= end
+            key.visible = key in last or 0 < key.region.right <= end

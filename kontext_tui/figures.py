@@ -31,7 +31,13 @@ def short_ms(ms: float) -> str:
     return f"{ms:.0f}" if ms < 999.5 else short_time(ms / 1000)
 
 
+def counted(count: int, word: str) -> str:
+    """1 turn, 2 turns, 1,000 turns."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
 def size(count: float) -> str:
+    """Bytes in binary units: 512 MiB, 1.4 GiB."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 

@@ -16,7 +16,7 @@ from core.jobs import board
 from core.jobs.board import Glance, Row, Running, View
 from core.jobs.database import snapshot
 from core.jobs.records import Job, Turn, get_job, get_turns, story
-from kontext_tui.figures import bar, level, percentile, short_ms, short_path, short_time, size, spark
+from kontext_tui.figures import bar, counted, level, percentile, short_ms, short_path, short_time, size, spark
 from kontext_tui.pace import Pace
 from kontext_tui.telemetry import Gauge
 from kontext_tui.text import safe_text
@@ -59,10 +59,10 @@ def read(conn: sqlite3.Connection, ask: Ask, first: int, count: int) -> Answer:
         rows = board.rows(conn, list(window)) if window is not None else None
         waiting = [row for row in (rows or {}).values() if row.state == "queued"]
         ahead = board.ahead(conn, waiting) if ask.ranks else None
-        counted = time.perf_counter()
+        asked = time.perf_counter()
         left = board.steps_left(conn) if ask.left else None
         done = time.perf_counter()
-    return Answer(seen, numbers, rows, ahead, left, ordered - began, done - counted)
+    return Answer(seen, numbers, rows, ahead, left, ordered - began, done - asked)
 
 
 def etas(rows: Mapping[int, Row], ahead: Mapping[int, int], seen: Glance, pace: Pace, left: int) -> dict[int, float]:
@@ -136,9 +136,9 @@ def whole(seen: Glance, pace: Pace, left: int | None, now_ms: int) -> Content:
     if seen.paused:
         parts.append(f"{waiting:,} wait")
     elif seconds is not None:
-        parts.append(f"{short_time(seconds)} for {waiting:,} jobs")
+        parts.append(f"{short_time(seconds)} for {counted(waiting, 'job')}")
     elif waiting:
-        parts.append(f"{waiting:,} jobs to do")
+        parts.append(f"{counted(waiting, 'job')} to do")
     else:
         parts.append("nothing waits")
     return Content(" · ").join([Content(part) for part in parts])

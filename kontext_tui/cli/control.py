@@ -120,7 +120,7 @@ def prune(
     """Forget jobs that ended long ago, with their stories. Never removes a picture."""
     from core.jobs import control
     from core.jobs.records import FINAL_STATES
-    from kontext_tui.cli.narrate import counted
+    from kontext_tui.figures import counted
 
     with opt.open_queue(db, create=False) as conn:
         print(f"{counted(control.prune(conn, days=days, states=state or FINAL_STATES), 'job')} forgotten")

@@ -94,8 +94,8 @@ def build(
 def list_(json: opt.Json = False) -> None:
     """The engines of this machine, newest first, with what keeps one from being used."""
     from core.edit import inventory
-    from kontext_tui.cli.narrate import size
     from kontext_tui.cli.report import print_json, print_table
+    from kontext_tui.figures import size
 
     found = [made for made in inventory.look().made if made.artifact.kind == "engine"]
     engines = [{**_engine_object(made.artifact), **_standing(made)} for made in found]
@@ -183,7 +183,7 @@ def remove(
 ) -> None:
     """Delete engines from the store, broken ones too."""
     from core.edit import artifacts
-    from kontext_tui.cli.narrate import size
+    from kontext_tui.figures import size
 
     for artifact in [_pick(key) for key in keys]:
         artifacts.remove(artifact)
@@ -267,7 +267,8 @@ def _standing(made: Made) -> dict[str, Any]:
 
 
 def _sentence(artifact: Artifact, target: Target, *, made: bool) -> str:
-    from kontext_tui.cli.narrate import duration, size
+    from kontext_tui.cli.narrate import duration
+    from kontext_tui.figures import size
 
     what = f"{size(artifact.size)} by {target.flavour} {target.version}, profile {artifact.parts['profile']}"
     took = f"built in {duration(artifact.manifest['seconds'])}" if made else "was there"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from core.jobs.events import Event, Listener
+from kontext_tui.figures import counted, size
 from kontext_tui.text import safe_text
 
 if TYPE_CHECKING:
@@ -256,13 +257,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def counted(count: int, word: str) -> str:
-    """1 turn, 2 turns, 1,000 turns."""
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
-
-
-def size(count: int) -> str:
-    """Bytes in binary units: 512 MiB, 1.4 GiB."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import small_checkpoints as small
 import torch
+from conftest import make_pictures
+from test_queue import enqueue
 
 from core.edit import editor, lowbit
 from core.edit.context import ContextCache, KeptContext
@@ -22,6 +26,10 @@ from core.edit.runtimes import choose
 from core.edit.runtimes.torch_runtime import TorchRuntime
 from core.edit.sampling import Conditioning
 from core.errors import UnavailableError
+from core.jobs import claims
+from core.jobs.checkpoints import Checkpointer
+from core.jobs.database import connect
+from core.jobs.records import get_turns
 from quant.metrics import psnr
 
 CPU = torch.device("cpu")
@@ -220,3 +228,19 @@ def test_graphs_cannot_keep_the_context(name):
     with pytest.raises(UnavailableError, match=f"the {name} runtime cannot keep .* context_refresh 1"):
         choose(name, "bf16", "kontext-tiny", small.TINY.parent, keep_context=True)
     assert choose("auto", "bf16", "kontext-tiny", small.TINY.parent, keep_context=True).runtime == "torch"
+
+
+def test_a_step_that_cannot_be_gone_on_from_leaves_the_saved_one_in_place(tmp_path):
+    """Told to stop in mid-cycle, a worker saves now: what was saved before is better than what cannot be used."""
+    make_pictures(tmp_path / "photos", 1)
+    with closing(connect(tmp_path / "jobs.db")) as conn:
+        enqueue(conn, tmp_path, turns=[{"prompt": "make it night", "steps": 7, "context_refresh": 3}], seed=3)
+        claim = claims.claim(conn, claims.register_worker(conn, "cpu", "0"))
+        session = SimpleNamespace(runtime="torch", precision="fp32", snapshot=editor.snapshot)
+        keeper = Checkpointer(conn, claim, session, get_turns(conn, claim.job.id)[0], "0" * 64)
+        for step in range(1, 8):
+            keeper.save(step, torch.full((1, 4, 8), float(step)), [1.0] * step)
+            resume, _ = keeper.resume()
+            usable = [s for s in range(step + 1) if can_resume(s, 7, 3)]
+            assert (resume.step if resume else 0) == max(usable, default=0)
+        assert 0 < max(usable) < 7

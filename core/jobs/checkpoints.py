@@ -61,14 +61,18 @@ class Checkpointer:
         return can_resume(step, self.turn.steps, self.turn.context_refresh)
 
     def after_step(self, step: int, latents: Any, step_ms: list[float]) -> None:
-        """Save where it is time to; not after the last step, whose result is a moment away, nor where what was kept
-        of the context would have to be saved too: the next full step is near."""
-        if time.monotonic() - self.saved < self.seconds or not self._can_resume(step):
-            return
-        self.save(step, latents, step_ms)
+        """Save where it is time to."""
+        if time.monotonic() - self.saved >= self.seconds:
+            self.save(step, latents, step_ms)
 
     def save(self, step: int, latents: Any, step_ms: list[float]) -> None:
-        """Save the state after a step, now."""
+        """Save the state after a step, now, in the place of an earlier one.
+
+        Not after the last step, whose result is a moment away, nor where what was kept of the context would have to
+        be saved too: the step saved before is the one to go on from.
+        """
+        if not self._can_resume(step):
+            return
         progress = self.session.snapshot(step, latents)
         meta = {"identity": self.identity(), "dtype": progress.dtype, "shape": progress.shape, "step_ms": step_ms}
         claims.save_checkpoint(self.conn, self.claim, self.turn.turn, step, json.dumps(meta), progress.data)

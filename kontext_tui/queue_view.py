@@ -98,7 +98,7 @@ def at_work(job: Running, pace: Pace, width: int, *, brief: bool) -> list[Conten
     row, times = job.row, pace.steps_of(job)
     each = pace.step_seconds([job])
     left = f"{short_time(row.steps_left * each)} left" if each is not None else ""
-    device, count = safe_text(job.device, 20), f" {row.step}/{row.steps}"
+    device, count = safe_text(job.device, 20), " saving" if row.saving else f" {row.step}/{row.steps}"
     name = safe_text(row.name, 200)
     called = Content(name).truncate(max(8, width // 3), ellipsis=True) + Content(" ") if brief else Content("")
     full, rest = bar(row.step / row.steps if row.steps else 0.0, width - called.cell_length - len(count) - 1)

@@ -40,6 +40,7 @@ class FastSession:
     log: Path
     precision: str = "fp32"
     runtime: str = "fast"
+    sizes: tuple[tuple[int, int], ...] = ()
 
     def prepare(self, prompts: list[str]) -> None:
         pass

@@ -86,17 +86,17 @@ def test_whatever_happens_every_picture_is_done_once_or_has_a_reason(tmp_path):
     assert night.states() == {"done": JOBS}
     night.all_results_stand()
     assert rows(night.database, "SELECT count(*) FROM events WHERE what = 'paused'")[0][0], "no disk was full"
-    # A turn is computed again only by an attempt that follows one which ended in the middle of it.
+    # Turns are computed again only by an attempt that follows one which ended in the middle of them: of the turn at
+    # work, and of the one before it that was being saved.
     attempts = rows(night.database, "SELECT count(*) FROM attempts")[0][0]
     again = len(night.computed()) - JOBS * TURNS
     print(f"{again} turns computed again in {attempts - JOBS} attempts after the first")
-    assert 0 <= again <= attempts - JOBS
+    assert 0 <= again <= 2 * (attempts - JOBS)
     times = Counter(line for line in night.computed())
     attempts = rows(
         night.database, "SELECT max(attempts) FROM (SELECT count(*) AS attempts FROM attempts GROUP BY job_id)"
     )
     assert max(times.values()) <= attempts[0][0]
-    assert len(night.computed()) <= JOBS * TURNS + rows(night.database, "SELECT count(*) FROM attempts")[0][0]
     assert rows(night.database, "SELECT count(*) FROM turns WHERE state <> 'done'") == [(0,)]
 
 

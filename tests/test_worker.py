@@ -84,8 +84,8 @@ def test_killed_again_and_again_the_run_completes_and_no_finished_turn_is_comput
             kills += 1
         worker.wait(60)
     assert kills >= 5
-    # At most one turn, the one at work, is lost to each kill.
-    assert len(place.computed()) <= len(TURNS) * 4 + kills
+    # At most two turns, the one at work and the one that is being saved, are lost to each kill.
+    assert len(place.computed()) <= len(TURNS) * 4 + 2 * kills
     stored = rows(place.database, "SELECT output_path, output_sha256 FROM turns")
     assert all(sha256(Path(path)) == digest for path, digest in stored)
     make_pictures(place.folder / "again" / "photos", 4)
@@ -113,8 +113,9 @@ def test_killed_around_the_rename_the_result_is_adopted_or_made_once_more(place,
         f"fast_worker.main(Path({str(place.database)!r}), Path({str(place.log)!r}))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 9
-    assert [turn.state for turn in get_turns(place.conn, job_id)] == ["saving", "pending"]
-    assert len(place.computed()) == 1
+    first, second = get_turns(place.conn, job_id)
+    assert (first.state, second.state) in {("saving", "pending"), ("saving", "running")}  # it may be at the next
+    assert len(place.computed()) in (1, 2)
     place.start().wait(60)
     assert get_job(place.conn, job_id).state == "done"
     adopted = moment.startswith("after")

@@ -43,8 +43,9 @@ class Progress:
     data: bytes
 
 
+@torch.inference_mode()
 def snapshot(step: int, latents: Tensor) -> Progress:
-    """latents [1, tokens, C] after `step` steps, as they can be stored."""
+    """latents [1, tokens, C] after `step` steps, as they can be stored. In any thread."""
     raw = latents.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
     return Progress(step, str(latents.dtype).removeprefix("torch."), tuple(latents.shape), raw)
 
@@ -167,12 +168,14 @@ def decode(model: Model, tokens: Tensor, width: int, height: int) -> Tensor:
 
 def to_pixels(image: Image.Image, model: Model) -> Tensor:
     """An RGB picture as [1, 3, H, W] in -1..1 on the model's device."""
-    array = np.array(image, dtype=np.float32) / 255.0
-    pixels = torch.from_numpy(array.transpose(2, 0, 1)[None])
-    return (2.0 * pixels - 1.0).to(device=model.device, dtype=model.dtype)
+    # By a table of the 256 levels, computed on the CPU: the same bits on any device, and bytes are what travels.
+    levels = 2.0 * torch.from_numpy(np.arange(256, dtype=np.float32) / 255.0) - 1.0
+    table = levels.to(device=model.device, dtype=model.dtype)
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).to(model.device)
+    return table[pixels.int()].permute(2, 0, 1)[None]
 
 
 def to_image(pixels: Tensor) -> Image.Image:
     """[1, 3, H, W] in -1..1 as an RGB picture; values outside are clipped."""
-    array = (pixels * 0.5 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).float().numpy()[0]
-    return Image.fromarray((array * 255).round().astype(np.uint8))
+    levels = (pixels * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().mul(255).round()
+    return Image.fromarray(levels[0].to(torch.uint8).cpu().numpy())

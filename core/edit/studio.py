@@ -6,7 +6,7 @@ import gc
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from core.edit.runtimes import Choice, choose
 
 if TYPE_CHECKING:
     from core.edit.editor import Edit, Progress
+    from core.edit.geometry import Size
     from core.edit.loading import Model
     from core.edit.runtimes import Runtime
     from core.edit.sampling import OnStep
@@ -29,6 +30,11 @@ class Session(Protocol):
 
     precision: str
     runtime: str
+
+    @property
+    def sizes(self) -> Sequence[Size]:
+        """That the model works at: a picture may come in the one it gets; none leaves every picture as it is."""
+        ...
 
     def prepare(self, prompts: list[str]) -> None:
         """Encode these prompts now, each distinct one once."""
@@ -104,6 +110,10 @@ class LoadedSession:
 
     def __post_init__(self) -> None:
         self.precision, self.runtime = self.run.precision, self.run.name
+
+    @property
+    def sizes(self) -> Sequence[Size]:
+        return self.model.spec.sizes
 
     def prepare(self, prompts: list[str]) -> None:
         from core.edit.loading import encode_prompt

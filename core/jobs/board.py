@@ -52,7 +52,7 @@ class View:
 @dataclass(frozen=True)
 class Row:
     """A job on show. `turn` is the one at work or next; `ms` the median of its steps so far, else of the last one
-    done; `steps_left` of all its turns."""
+    done; `steps_left` of all its turns; `saving`: all is computed, and the last of it on its way to the disk."""
 
     id: int
     name: str
@@ -70,11 +70,12 @@ class Row:
     steps: int
     ms: float | None
     steps_left: int
+    saving: bool
 
 
 @dataclass(frozen=True)
 class Running:
-    """A job that a worker is at work on."""
+    """The job that a worker is at work on: one a worker, the one it computes where it is still saving another."""
 
     worker_id: int
     device: str
@@ -85,7 +86,7 @@ class Running:
 
 @dataclass(frozen=True)
 class TurnDone:
-    """A turn that a worker finished: `seconds` from reading its input to its file on the disk."""
+    """A turn that a worker finished: `seconds` of the worker's time, without saving."""
 
     at: int
     worker_id: int
@@ -161,7 +162,9 @@ def rows(conn: sqlite3.Connection, ids: Sequence[int]) -> dict[int, Row]:
 
 def _row(job: sqlite3.Row, turns: Sequence[sqlite3.Row]) -> Row:
     left = [turn for turn in turns if turn["state"] != "done"]
-    current = next((t for t in left if t["state"] != "pending"), left[0] if left else turns[-1] if turns else None)
+    # One turn may be on its way to the disk while the next one is computed: that is the one at work.
+    current = next((t for state in ("running", "saving") for t in left if t["state"] == state), None)
+    current = current or (left[0] if left else turns[-1] if turns else None)
     timed = current if current is not None and current["step_ms"] else None
     timed = timed or next((turn for turn in reversed(turns) if turn["step_ms"]), None)
     at_work = current is not None and current["state"] != "pending"
@@ -182,6 +185,7 @@ def _row(job: sqlite3.Row, turns: Sequence[sqlite3.Row]) -> Row:
         steps=current["steps"] if current is not None else 0,
         ms=median(json.loads(timed["step_ms"])) if timed is not None and timed["step_ms"] != "[]" else None,
         steps_left=sum(t["steps"] - (t["step"] if t["state"] != "pending" else 0) for t in left),
+        saving=job["state"] == "running" and all(t["state"] == "saving" for t in left),
     )
 
 
@@ -260,6 +264,8 @@ def _running(conn: sqlite3.Connection) -> list[Running]:
     running = []
     for job in at_work:
         row = found[job["id"]]
+        if row.saving and any(o["worker_id"] == job["worker_id"] and not found[o["id"]].saving for o in at_work):
+            continue  # its worker is at the next one
         turn = conn.execute(
             "SELECT prompt, step_ms, state FROM turns WHERE job_id = ? AND turn = ?", (row.id, row.turn)
         ).fetchone()

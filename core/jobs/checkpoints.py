@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from core.edit.refresh import can_resume
@@ -13,23 +15,29 @@ from core.edit.studio import Session
 from core.jobs import claims
 from core.jobs.claims import Claim
 from core.jobs.records import Turn
+from core.jobs.scribe import Scribe
 
 if TYPE_CHECKING:
     from core.edit.editor import Progress
 
 SECONDS = 20.0
-"""How much work a kill may cost, less than a step more. A megapixel's latents are 0.5 MB, a few ms to write."""
+"""How much work a kill may cost, less than a step more. A megapixel's latents are 0.5 MB, a few ms to write; 0 saves
+every step before the next one begins."""
 
 
 @dataclass
 class Checkpointer:
-    """Saves the state of one turn every so often, and finds what an earlier attempt saved."""
+    """Has the state of one turn saved every so often, and finds what an earlier attempt saved.
+
+    source_sha256: of the file that the turn starts from, which may be on its way to the disk.
+    """
 
     conn: sqlite3.Connection
+    scribe: Scribe
     claim: Claim
     session: Session
     turn: Turn
-    source_sha256: str
+    source_sha256: Callable[[], str]
     seconds: float = SECONDS
     saved: float = field(default_factory=time.monotonic)
 
@@ -40,7 +48,7 @@ class Checkpointer:
             "model": job.model,
             "runtime": self.session.runtime,
             "precision": self.session.precision,
-            "source": self.source_sha256,
+            "source": self.source_sha256(),
             "edit": [turn.prompt, turn.seed, turn.steps, turn.guidance, turn.context_refresh, job.output_size],
         }
 
@@ -63,17 +71,21 @@ class Checkpointer:
     def after_step(self, step: int, latents: Any, step_ms: list[float]) -> None:
         """Save where it is time to."""
         if time.monotonic() - self.saved >= self.seconds:
-            self.save(step, latents, step_ms)
+            self.save(step, latents, step_ms, now=self.seconds <= 0)
 
-    def save(self, step: int, latents: Any, step_ms: list[float]) -> None:
-        """Save the state after a step, now, in the place of an earlier one.
+    def save(self, step: int, latents: Any, step_ms: list[float], *, now: bool) -> None:
+        """Have the state after a step saved in the place of an earlier one; now: wait until it is.
 
         Not after the last step, whose result is a moment away, nor where what was kept of the context would have to
         be saved too: the step saved before is the one to go on from.
         """
-        if not self._can_resume(step):
-            return
+        if self._can_resume(step):
+            self.scribe.put("checkpoint", self.claim, partial(self._write, step, latents, list(step_ms)))
+            self.saved = time.monotonic()
+        if now:
+            self.scribe.flush(self.claim)
+
+    def _write(self, step: int, latents: Any, step_ms: list[float], conn: sqlite3.Connection) -> None:
         progress = self.session.snapshot(step, latents)
         meta = {"identity": self.identity(), "dtype": progress.dtype, "shape": progress.shape, "step_ms": step_ms}
-        claims.save_checkpoint(self.conn, self.claim, self.turn.turn, step, json.dumps(meta), progress.data)
-        self.saved = time.monotonic()
+        claims.save_checkpoint(conn, self.claim, self.turn.turn, step, json.dumps(meta), progress.data)

@@ -11,9 +11,10 @@ import secrets
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from core.errors import KontextError
-from core.jobs.database import path_to_db, transaction
+from core.jobs.database import path_from_db, path_to_db, transaction
 from core.jobs.events import Event
 from core.jobs.process import ProcessId, boot_ms, is_gone, this_process
 from core.jobs.records import Job, job_from_row
@@ -24,6 +25,10 @@ MAX_DEATHS = 2
 NEXT_WAITING = (
     # Named, or the planner takes the index on states and sorts all that wait.
     "SELECT id FROM jobs INDEXED BY jobs_waiting WHERE state = 'queued' ORDER BY priority DESC, id LIMIT 1"
+)
+NEXT_WAITING_OF_BATCH = (
+    "SELECT j.id FROM batch_jobs b JOIN jobs j ON j.id = b.job_id"
+    " WHERE b.batch_id = :batch AND j.state = 'queued' ORDER BY j.priority DESC, j.id LIMIT 1"
 )
 
 
@@ -129,12 +134,7 @@ def _take_back(conn: sqlite3.Connection, job_id: int, worker_id: int, cause: str
 def claim(conn: sqlite3.Connection, worker_id: int, *, batch_id: int | None = None) -> Claim | None:
     """Take the next waiting job (of one batch), or None. Highest priority first, then the oldest."""
     now, token = now_ms(), secrets.token_hex(8)
-    waiting = NEXT_WAITING
-    if batch_id is not None:
-        waiting = (
-            "SELECT j.id FROM batch_jobs b JOIN jobs j ON j.id = b.job_id"
-            " WHERE b.batch_id = :batch AND j.state = 'queued' ORDER BY j.priority DESC, j.id LIMIT 1"
-        )
+    waiting = NEXT_WAITING if batch_id is None else NEXT_WAITING_OF_BATCH
     with transaction(conn):
         conn.execute(
             "UPDATE jobs SET state = 'queued', run_after = NULL"
@@ -156,6 +156,28 @@ def claim(conn: sqlite3.Connection, worker_id: int, *, batch_id: int | None = No
         )
         write_event(conn, Event("claimed", row["id"]), row["attempt"], worker_id)
     return Claim(job_from_row(row), token, worker_id)
+
+
+def next_pictures(conn: sqlite3.Connection, model: str, *, batch_id: int | None, limit: int) -> list[Path]:
+    """The files that jobs of this model will ask for first, of those likely to be claimed next (of one batch).
+
+    A guess that changes nothing: any of the workers may take the next job, and the order may change before that.
+    """
+    paused = "SELECT 1 FROM settings WHERE key = 'paused'"
+    workers = "SELECT max(count(DISTINCT worker_id), 1) FROM jobs INDEXED BY jobs_running WHERE state = 'running'"
+    waiting = NEXT_WAITING if batch_id is None else NEXT_WAITING_OF_BATCH
+    if conn.execute(paused).fetchone():
+        return []
+    ahead = min(conn.execute(workers).fetchone()[0], limit)
+    rows = conn.execute(
+        "SELECT j.input_path, (SELECT f.output_path FROM turns f WHERE f.job_id = j.id AND f.state = 'done'"
+        " AND f.turn = (SELECT t.from_turn FROM turns t WHERE t.job_id = j.id AND t.state <> 'done'"
+        " ORDER BY t.turn LIMIT 1)) AS result"
+        f" FROM jobs j WHERE j.model = :model AND j.id IN ({waiting.replace('LIMIT 1', 'LIMIT :ahead')})"
+        " ORDER BY j.priority DESC, j.id",
+        {"model": model, "batch": batch_id, "ahead": ahead},
+    )
+    return [Path(path_from_db(path)) for row in rows for path in row if path is not None]
 
 
 def earlier_tokens(conn: sqlite3.Connection, claim: Claim) -> list[str]:
@@ -194,25 +216,32 @@ def start_turn(
 
 
 def beat(conn: sqlite3.Connection, claim: Claim, turn: int, step_ms: Sequence[float]) -> None:
-    """Store the progress inside a turn and renew the lease. Raises Cancelled, StaleClaim."""
+    """Store the progress inside a turn and renew the worker's leases. Raises Cancelled, StaleClaim.
+
+    One that comes late, when the turn is being saved already, leaves it as it is.
+    """
     with transaction(conn):
         _fence(conn, claim)
         conn.execute(
-            "UPDATE turns SET step = ?, step_ms = ? WHERE job_id = ? AND turn = ?",
+            "UPDATE turns SET step = ?, step_ms = ? WHERE job_id = ? AND turn = ? AND state = 'running'",
             (len(step_ms), json.dumps(_rounded(step_ms)), claim.job.id, turn),
         )
-        conn.execute("UPDATE jobs SET lease_until = ? WHERE id = ?", (boot_ms() + LEASE_MS, claim.job.id))
+        conn.execute(
+            "UPDATE jobs SET lease_until = ? WHERE state = 'running' AND worker_id = ?",
+            (boot_ms() + LEASE_MS, claim.worker_id),
+        )
         conn.execute("UPDATE workers SET heartbeat_at = ? WHERE id = ?", (now_ms(), claim.worker_id))
 
 
 def save_checkpoint(conn: sqlite3.Connection, claim: Claim, turn: int, step: int, meta: str, state: bytes) -> None:
-    """Keep the state inside a turn, in place of an earlier one."""
+    """Keep the state inside a turn, in place of an earlier one. One that comes late, when the turn is being saved
+    already, is not kept."""
     with transaction(conn):
         _fence(conn, claim)
         conn.execute(
             "INSERT OR REPLACE INTO checkpoints (job_id, turn, step, meta, state, saved_at)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            (claim.job.id, turn, step, meta, state, now_ms()),
+            " SELECT job_id, turn, ?, ?, ?, ? FROM turns WHERE job_id = ? AND turn = ? AND state = 'running'",
+            (step, meta, state, now_ms(), claim.job.id, turn),
         )
 
 
@@ -222,6 +251,16 @@ def load_checkpoint(conn: sqlite3.Connection, job_id: int, turn: int) -> tuple[i
         "SELECT step, meta, state FROM checkpoints WHERE job_id = ? AND turn = ?", (job_id, turn)
     ).fetchone()
     return (row["step"], row["meta"], row["state"]) if row else None
+
+
+def begin_saving(conn: sqlite3.Connection, claim: Claim, turn: int, step_ms: Sequence[float]) -> None:
+    """All steps of a turn are done and its result is on the way to the disk; its worker may be at the next one."""
+    with transaction(conn):
+        _fence(conn, claim)
+        conn.execute(
+            "UPDATE turns SET state = 'saving', step = ?, step_ms = ? WHERE job_id = ? AND turn = ?",
+            (len(step_ms), json.dumps(_rounded(step_ms)), claim.job.id, turn),
+        )
 
 
 def stage_turn(

@@ -90,13 +90,22 @@ class Easel:
     ) -> None:
         """Paint where somebody looks and it is time to. `draw` is asked only then; whatever goes wrong in it, or on
         the disk, costs the picture alone. size: of the picture that is edited."""
+        if self.asked():
+            self.paint(job_id, turn, step, size, draw)
+
+    def asked(self) -> bool:
+        """Whether it is time to paint, and somebody looks."""
         now = time.monotonic()
         if now - self.looked < SECONDS:
-            return
+            return False
         self.looked = now
-        if watched(self.database):
-            with suppress(Exception):
-                self._put({"job": job_id, "turn": turn, "step": step, "size": size}, draw())
+        return watched(self.database)
+
+    def paint(
+        self, job_id: int, turn: int, step: int, size: tuple[int, int], draw: Callable[[], Image.Image]
+    ) -> None:
+        with suppress(Exception):
+            self._put({"job": job_id, "turn": turn, "step": step, "size": size}, draw())
 
     def clear(self) -> None:
         """Leave nothing behind."""

@@ -63,6 +63,7 @@ class Job:
     priority: int
     attempt: int
     max_attempts: int
+    deaths: int
     error_kind: str | None
     error: str | None
     created_at: int

@@ -66,7 +66,8 @@ class Child:
     worker_id: int | None = None
     step_ms: deque[float] = field(default_factory=lambda: deque(maxlen=50))
     loading: bool = True
-    busy: bool = False
+    jobs: set[int | None] = field(default_factory=set)
+    """What it has: the one it computes, and one it may still be saving."""
     buffer: bytes = b""
     asked: float | None = None
     """When it was asked to end; infinite where no grace time runs."""
@@ -187,11 +188,11 @@ def _hear(supervision: Supervision, child: Child, event: Event) -> None:
     if event.what == "step":
         child.step_ms.append(event.data["ms"])
     if event.what in ("claimed", "loading"):
-        child.busy = True
+        child.jobs.add(event.job_id)
     if event.what in ("loading", "turn"):
         child.loading = event.what == "loading"
     if event.what in ("done", "dead", "failed", "cancelled", "released", "stale", "paused"):
-        child.busy = False
+        child.jobs.discard(event.job_id)
         supervision.failures[child.device] = 0
     supervision.listener(event)
 
@@ -251,7 +252,7 @@ def _end_hung(supervision: Supervision) -> None:
         if child.asked is not None:
             if time.monotonic() - child.asked > supervision.plan.grace_seconds:
                 child.process.kill()
-        elif child.busy and silent > _patience(supervision.plan, child):
+        elif child.jobs and silent > _patience(supervision.plan, child):
             supervision.listener(Event("hung", data={"device": child.device, "seconds": silent}))
             child.hung, child.asked = True, time.monotonic()
             child.process.terminate()

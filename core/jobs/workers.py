@@ -20,7 +20,8 @@ RECENT = 256
 
 @dataclass(frozen=True)
 class LiveWorker:
-    """A worker that runs. `device`: cpu, cuda:0 ...; `job_id`: what it works on."""
+    """A worker that runs. `device`: cpu, cuda:0 ...; `job_id`: what it works on, not what it
+    is still saving."""
 
     id: int
     device: str
@@ -34,8 +35,8 @@ class LiveWorker:
 def live_workers(conn: sqlite3.Connection) -> list[LiveWorker]:
     """Workers that run, by device. One of this host is looked up among its processes, others by their heartbeat."""
     rows = conn.execute(
-        "SELECT w.*, (SELECT j.id FROM jobs j INDEXED BY jobs_running"
-        " WHERE j.state = 'running' AND j.worker_id = w.id) AS job_id"
+        "SELECT w.*, (SELECT j.id FROM jobs j INDEXED BY jobs_running WHERE j.state = 'running'"
+        " AND j.worker_id = w.id ORDER BY j.updated_at DESC LIMIT 1) AS job_id"
         " FROM workers w WHERE w.stopped_at IS NULL ORDER BY w.id DESC LIMIT ?",
         (RECENT,),
     )

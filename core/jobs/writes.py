@@ -25,7 +25,12 @@ def leave_running(
         (state, kind, message, now if state in FINAL_STATES else None, now, job_id),
     )
     if state != "done":
-        conn.execute("UPDATE turns SET state = 'pending' WHERE job_id = ? AND state = 'running'", (job_id,))
+        # A turn that is being saved stays so where its file may be there: the next attempt looks for it by its hash.
+        conn.execute(
+            "UPDATE turns SET state = 'pending' WHERE job_id = ?"
+            " AND (state = 'running' OR (state = 'saving' AND output_sha256 IS NULL))",
+            (job_id,),
+        )
 
 
 def close_attempt(

@@ -149,6 +149,7 @@ class _Bars:
         self.batch = self.progress.add_task("pictures", total=self.total, detail="")
         self.turn = self.progress.add_task("starting", total=None, detail="")
         self.ended = 0
+        self.parts: dict[int | None, float] = {}  # of pictures at work: one a worker, and one that is being saved
 
     def show(self, event: Event) -> None:
         self.tally.add(event)
@@ -167,13 +168,16 @@ class _Bars:
                 detail=f"step {data['step']}/{data['steps']}  {data['ms']:.0f} ms",
             )
             # Parts of a picture count, so that the time left is known before the first one is done.
-            turns = ((event.turn or 1) - 1 + data["step"] / data["steps"]) / data["turns"]
-            self.progress.update(self.batch, completed=self.ended + turns)
+            self.parts[event.job_id] = ((event.turn or 1) - 1 + data["step"] / data["steps"]) / data["turns"]
+            self.progress.update(self.batch, completed=self.ended + sum(self.parts.values()))
         elif event.what == "loading":
             self.progress.update(self.turn, description=f"loading {safe_text(data['model'], 40)}", total=None)
         elif event.what in ("done", "dead", "cancelled", "reused"):
             self.ended += 1
-            self.progress.update(self.batch, completed=self.ended)
+            self.parts.pop(event.job_id, None)
+            self.progress.update(self.batch, completed=self.ended + sum(self.parts.values()))
+        elif event.what in ("released", "failed", "lost", "paused"):
+            self.parts.pop(event.job_id, None)
         line = sentence(event, self.tally)
         if line:
             from rich.text import Text

@@ -295,7 +295,7 @@ Space marks jobs; what you do next is done to all that are marked, else to the o
         return Strip(segments).adjust_cell_length(width, back)
 
     def _cells(self, row: Row) -> tuple[str, ...]:
-        state = "ending" if row.cancelling and row.state == "running" else row.state
+        state = "ending" if row.cancelling and row.state == "running" else "saving" if row.saving else row.state
         name = safe_text(row.name, 300)
         if row.error and row.state in ("dead", "failed"):
             name = f"{name}  {safe_text(row.error, 300)}"

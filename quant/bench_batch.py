@@ -1,4 +1,5 @@
-"""A night through the real queue, supervisor and workers: images an hour, and how much of the time is denoising.
+"""A night through the real queue, supervisor and workers: images an hour, how much of the time is denoising, and how
+long it is from the last step of a turn to the first one of the next.
 
 Warm-up is apart: each worker's first jobs load and compile, and nothing counts until every worker has done one.
 """
@@ -68,9 +69,12 @@ def run(
     devices: Sequence[str],
     size: Size | None = None,
     context_refresh: int = 1,
+    photo: tuple[int, int] | None = None,
     on_turn: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Edit `jobs` pictures by two turns each on these devices; `size`: with random weights of it, not `spec`'s.
+
+    photo: width and height of the pictures, which are JPEGs then; else they are PNGs of the model's own size.
 
     Raises UnavailableError with the reason where the jobs cannot be done.
     """
@@ -83,7 +87,7 @@ def run(
     with tempfile.TemporaryDirectory(prefix="kontext-tui-bench-") as name:
         folder = Path(name)
         count = jobs + len(devices)  # each worker warms up on one
-        found = _pictures(folder / "in", count, spec)
+        found = _pictures(folder / "in", count, spec, photo)
         script = Script.model_validate(
             {
                 "input": str(folder / "in"), "output": str(folder / "out"), "model": str(spec.folder or spec.name),
@@ -114,53 +118,65 @@ def run(
 
 
 class _Clock:
-    """Hears what workers tell; what it counts begins once each of them has done a job."""
+    """Hears what workers tell; what it counts begins with the step after each of them has done a job."""
 
     def __init__(self, workers: int, on_turn: Callable[[int, int], None], total: int) -> None:
         self.workers, self.on_turn, self.total = workers, on_turn, total
-        self.begun = self.start = time.perf_counter()
-        self.end = self.start
-        self.jobs = self.turns = self.all = 0
+        self.begun = self.end = time.perf_counter()
+        self.start: float | None = None
+        self.jobs = self.all = self.steps = 0
+        self.turns: set[tuple[int | None, int | None]] = set()
         self.denoise_ms = 0.0
         self.loads: list[float] = []
+        self.pauses: dict[bool, list[float]] = {True: [], False: []}
         self.peak = 0
 
     def hear(self, event: Event) -> None:
         now = time.perf_counter()
         if event.what == "loaded":
             self.loads.append(event.data["seconds"])
+        elif event.what == "step":
+            if self.start is None:
+                self.start = now if self.jobs >= self.workers else None
+            else:  # of a step that was under way the part since
+                self.denoise_ms += min(event.data["ms"], (now - self.start) * 1000)
+                self.steps += 1
+                self.turns.add((event.job_id, event.turn))
         elif event.what == "turn_done":
             self.all += 1
             self.on_turn(self.all, self.total)
             self.peak = max(self.peak, event.data.get("peak_bytes") or 0)
-            if self.jobs >= self.workers:
-                self.turns += 1
-                self.denoise_ms += sum(event.data["step_ms"])
-                self.end = now
+            self.end = now
+            if (event.job_id, event.turn) in self.turns and (pause := event.data["pause_ms"]) is not None:
+                self.pauses[event.turn == 1].append(pause)
         elif event.what == "done":
             self.jobs += 1
-            if self.jobs == self.workers:
-                self.start = self.end = now
 
     def facts(self, jobs: int, steps: int, devices: Sequence[str]) -> dict[str, Any]:
-        wall = self.end - self.start
+        start = self.end if self.start is None else self.start
+        wall = self.end - start
         return {
-            "jobs": jobs, "turns": self.turns, "steps": steps, "devices": list(devices), "wall_s": round(wall, 2),
-            "images_per_hour": round(3600 * self.turns / wall, 1) if wall else 0.0,
+            "jobs": jobs, "turns": len(self.turns), "steps": steps, "devices": list(devices),
+            "wall_s": round(wall, 2),
+            "images_per_hour": round(3600 * self.steps / steps / wall, 1) if wall else 0.0,
             "denoise_share": round(self.denoise_ms / 1000 / wall / len(devices), 4) if wall else 0.0,
-            "warm_up_s": round(self.start - self.begun, 1), "load_s": [round(each, 2) for each in self.loads],
+            "pause_ms": {
+                name: round(median(self.pauses[first]), 1) if self.pauses[first] else None
+                for name, first in (("next_job", True), ("next_turn", False))
+            },
+            "warm_up_s": round(start - self.begun, 1), "load_s": [round(each, 2) for each in self.loads],
             "peak_bytes": self.peak,
         }  # fmt: skip
 
 
-def _pictures(folder: Path, count: int, spec: ModelSpec) -> Any:
+def _pictures(folder: Path, count: int, spec: ModelSpec, photo: tuple[int, int] | None) -> Any:
     from core.inputs import FoundInput
     from quant.bench import make_picture
 
     folder.mkdir()
     found = []
     for number in range(count):
-        path = folder / f"picture-{number:03}.png"
-        make_picture(*spec.sizes[-1], number).save(path)
+        path = folder / f"picture-{number:03}.{'jpg' if photo else 'png'}"
+        make_picture(*(photo or spec.sizes[-1]), number).save(path)
         found.append(FoundInput(path, path.name))
     return found

@@ -172,7 +172,7 @@ def to_pixels(image: Image.Image, model: Model) -> Tensor:
     levels = 2.0 * torch.from_numpy(np.arange(256, dtype=np.float32) / 255.0) - 1.0
     table = levels.to(device=model.device, dtype=model.dtype)
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).to(model.device)
-    return table[pixels.int()].permute(2, 0, 1)[None]
+    return table[pixels.int()[None]].permute(0, 3, 1, 2)
 
 
 def to_image(pixels: Tensor) -> Image.Image:

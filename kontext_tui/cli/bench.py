@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,6 +41,14 @@ def bench(
         int, typer.Option(metavar="N", min=0, max=10_000, help="Pictures of the batch, two turns each; 0: no batch.")
     ] = 20,
     context_refresh: Annotated[int, typer.Option(metavar="K", min=1, max=100, help="Of the batch.")] = 1,
+    photo: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH",
+            help="Of the batch's pictures, as JPEG, such as 4000x3000.",
+            show_default="the model's size, as PNG",
+        ),
+    ] = None,
     double: Annotated[int, typer.Option(metavar="N", min=1, help="Double blocks of --random-weights.")] = 19,
     single: Annotated[int, typer.Option(metavar="N", min=1, help="Single blocks of --random-weights.")] = 38,
     heads: Annotated[int, typer.Option(metavar="N", min=2, help="Attention heads of --random-weights.")] = 24,
@@ -62,6 +71,7 @@ def bench(
     for given, known, option in ((precision, PRECISIONS, "--precision"), (runtime, RUNTIMES, "--runtime")):
         if wrong := next((each for each in given or () if each not in known), None):
             raise UsageError(f"{option} {wrong!r}: give one of {', '.join(known)}")
+    picture = _size(photo)
     if random_weights and [each for each in runtime or () if each != "torch"]:
         raise UsageError("--random-weights has no graph and no engine: leave --runtime out")
     devices = resolve(gpus)
@@ -117,6 +127,7 @@ def bench(
                 bench_batch.run(
                     spec or make_spec(size or Size()), each.precision, each.runtime, jobs=jobs, steps=steps,
                     devices=devices, size=size, context_refresh=context_refresh if each.runtime == "torch" else 1,
+                    photo=picture,
                 )
             )  # fmt: skip
             done += 1
@@ -139,6 +150,21 @@ def bench(
         print_json(report)
     else:
         _show(report)
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    """WxH in pixels. Raises UsageError."""
+    if text is None:
+        return None
+    found = re.fullmatch("([1-9][0-9]{1,4})[xX]([1-9][0-9]{1,4})", text)
+    if found is None:
+        raise UsageError(f"--photo {text!r}: give width and height in pixels, such as 4000x3000")
+    return int(found[1]), int(found[2])
+
+
+def _pauses(pause_ms: dict[str, float | None]) -> str:
+    """From the last step of a turn to the first one of the next."""
+    return ", ".join("-" if ms is None else f"{ms:.0f}" for ms in pause_ms.values())
 
 
 def _diffusers(size: Size | None, folder: Path | None, tokens: dict[str, int], device: Any) -> tuple[Any, Any]:
@@ -172,12 +198,17 @@ def _show(report: dict[str, Any]) -> None:
                 f"{each['images_per_hour']:,.0f}",
                 f"{each['denoise_share']:.1%}",
                 f"{each['seconds_a_turn']:.2f}",
+                _pauses(each["pause_ms"]),
                 size(each["peak_bytes"]),
                 f"{each['turns']} turns of {each['steps']} steps on {', '.join(each['devices'])}",
             )
             for each in report["batch"]
         ]
-        print_table(("", "images/h", "denoising", "s a turn", "peak memory", ""), rows, right=range(1, 5))
+        print_table(
+            ("", "images/h", "denoising", "s a turn", "ms to next job, turn", "peak memory", ""),
+            rows,
+            right=range(1, 6),
+        )
     if errors := [(_name(row), f"{row['error']:.4f}") for row in report["rows"] if "error" in row]:
         print("\nOne step to the unquantized one, relative error")
         print_table((), errors, right=(1,))

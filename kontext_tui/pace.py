@@ -41,7 +41,7 @@ class Pace:
         return [*self.step_ms.get(job.worker_id, ()), *job.step_ms][-STEPS:]
 
     def step_seconds(self, running: Sequence[Running]) -> float | None:
-        """What a step takes, with loading, encoding and saving spread over the steps of a turn."""
+        """What a step takes, with loading, encoding and decoding spread over the steps of a turn."""
         steps = sum(turn.steps for turn in self.turns)
         if steps:
             return sum(turn.seconds for turn in self.turns) / steps

@@ -50,7 +50,7 @@ class Measured:
 
     turns: int
     step_seconds: float
-    """Median of a turn's seconds by its steps, with everything around the steps; of turns with the same
+    """Median of a turn's seconds by its steps, with all that a worker waits for around them; of turns with the same
     `context_refresh`, and where a script has several, as it mixes them."""
     peak_bytes: int | None
     """The most memory that one took: the GPU's, or the process's where there is none."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +37,10 @@ class Ahead:
 
 
 class Prefetcher:
-    """A thread that reads ahead, and the few pictures it has read."""
+    """A thread that reads ahead, and the few pictures it has read. conn: its own, as that of the other threads."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
-        self._connect = connect
+    def __init__(self, conn: sqlite3.Connection) -> None:
+        self._conn = conn
         self._changed = threading.Condition()
         self._ahead: Ahead | None = None
         self._reading: Path | None = None
@@ -76,7 +76,6 @@ class Prefetcher:
             self._changed.notify_all()
 
     def _run(self) -> None:
-        conn: sqlite3.Connection | None = None
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._ahead or self._closed)
@@ -84,16 +83,12 @@ class Prefetcher:
                     break
                 ahead, self._ahead = self._ahead, None
             assert ahead is not None
-            try:
-                conn = conn or self._connect()
-                self._read(conn, ahead)
-            except sqlite3.Error:
-                pass  # a guess, and no more: the claim comes by the same fault and says it
-        if conn is not None:
-            conn.close()
+            with suppress(sqlite3.Error):  # a guess, and no more: the claim comes by the same fault and says it
+                self._read(ahead)
+        self._conn.close()
 
-    def _read(self, conn: sqlite3.Connection, ahead: Ahead) -> None:
-        wanted = claims.next_pictures(conn, ahead.model, batch_id=ahead.batch_id, limit=MAX_AHEAD)[:MAX_KEPT]
+    def _read(self, ahead: Ahead) -> None:
+        wanted = claims.next_pictures(self._conn, ahead.model, batch_id=ahead.batch_id, limit=MAX_AHEAD)[:MAX_KEPT]
         with self._changed:
             for path in self._kept.keys() - set(wanted):
                 del self._kept[path]

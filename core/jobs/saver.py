@@ -122,8 +122,8 @@ class _End:
 class Saver:
     """The thread that saves, and what is to be settled about jobs it had to do with."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], tell: Tell) -> None:
-        self._connect, self._tell = connect, tell
+    def __init__(self, conn: sqlite3.Connection, tell: Tell) -> None:
+        self._conn, self._tell = conn, tell
         self._changed = threading.Condition()
         self._tasks: deque[Save | _End] = deque()
         self._at_work: Save | _End | None = None
@@ -194,7 +194,6 @@ class Saver:
             self._changed.notify_all()
 
     def _run(self) -> None:
-        conn: sqlite3.Connection | None = None
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._tasks or self._closed)
@@ -204,8 +203,7 @@ class Saver:
             error, goes_on = task.held.error, False
             if error is None:
                 try:
-                    conn = conn or self._connect()
-                    goes_on = task.run(conn, self._tell) is False
+                    goes_on = task.run(self._conn, self._tell) is False
                 except BaseException as raised:  # whoever computes settles it
                     error = raised
             if error is not None and isinstance(task, Save) and not task.digest.done():
@@ -220,5 +218,4 @@ class Saver:
                 self._at_work = None
                 self._changed.notify_all()
             del task  # its picture
-        if conn is not None:
-            conn.close()
+        self._conn.close()

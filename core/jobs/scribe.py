@@ -18,8 +18,8 @@ Note = Callable[[sqlite3.Connection], None]
 class Scribe:
     """Notes about the turn at work, written in the order of their kinds' first mention."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
-        self._connect = connect
+    def __init__(self, conn: sqlite3.Connection) -> None:
+        self._conn = conn
         self._changed = threading.Condition()
         self._waiting: dict[str, tuple[Claim, Note]] = {}
         self._busy = self._closed = False
@@ -60,7 +60,6 @@ class Scribe:
         self._thread.join()
 
     def _run(self) -> None:
-        conn: sqlite3.Connection | None = None
         while True:
             with self._changed:
                 self._busy = False
@@ -71,10 +70,8 @@ class Scribe:
                 claim, note = self._waiting.pop(next(iter(self._waiting)))
                 self._busy = True
             try:
-                conn = conn or self._connect()
-                note(conn)
+                note(self._conn)
             except BaseException as error:  # whoever computes hears of it before the next step
                 with self._changed:
                     self._error = claim, error
-        if conn is not None:
-            conn.close()
+        self._conn.close()

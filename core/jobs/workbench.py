@@ -58,9 +58,9 @@ class Worker:
 
     def open(self) -> None:
         """Start the threads; each has a connection of its own to the queue."""
-        self.saver = Saver(self._connect, self.tell)
-        self.scribe = Scribe(self._connect)
-        self.prefetcher = Prefetcher(self._connect)
+        self.saver = Saver(self._connect(), self.tell)
+        self.scribe = Scribe(self._connect())
+        self.prefetcher = Prefetcher(self._connect())
 
     def close(self) -> None:
         """End the threads, after what is left to save."""

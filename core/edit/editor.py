@@ -43,9 +43,8 @@ class Progress:
     data: bytes
 
 
-@torch.inference_mode()
 def snapshot(step: int, latents: Tensor) -> Progress:
-    """latents [1, tokens, C] after `step` steps, as they can be stored. In any thread."""
+    """latents [1, tokens, C] after `step` steps, as they can be stored."""
     raw = latents.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
     return Progress(step, str(latents.dtype).removeprefix("torch."), tuple(latents.shape), raw)
 

@@ -58,15 +58,18 @@ def distortion(size: Size, working: Size) -> float:
     return 100 * float(_stretch(size, working) - 1)
 
 
-def to_working(image: Image.Image, working: Size) -> Image.Image:
-    """The whole picture at the model's working size. The same object comes back when it already fits."""
+def to_working(image: Image.Image, working: Size, *, hurry: bool = True) -> Image.Image:
+    """The whole picture at the model's working size. The same object comes back when it already fits.
+
+    hurry: by several threads, where there is that much to do.
+    """
     if image.size == working:
         return image
-    return resize(image, working)
+    return resize(image, working, hurry=hurry)
 
 
-def from_working(image: Image.Image, size: Size) -> Image.Image:
-    """A result at the picture's own size, such that `to_working` gives it back as nearly as can be.
+def from_working(image: Image.Image, size: Size, *, hurry: bool = True) -> Image.Image:
+    """A result at the picture's own size, such that `to_working` gives it back as nearly as can be. hurry: as there.
 
     A chain of turns makes this trip once a turn, so what the filters lose adds up. Lanczos both ways loses least.
     When the picture is the larger one, the loss of a trip is also measured and added to the result beforehand
@@ -86,17 +89,17 @@ def from_working(image: Image.Image, size: Size) -> Image.Image:
     if image.size == size:
         return image
     if size[0] >= image.width and size[1] >= image.height:
-        image = _compensated(image, size)
-    return resize(image, size)
+        image = _compensated(image, size, hurry=hurry)
+    return resize(image, size, hurry=hurry)
 
 
-def resize(image: Image.Image, size: Size) -> Image.Image:
-    """Pillow's Lanczos by several threads, to the bit.
+def resize(image: Image.Image, size: Size, *, hurry: bool = True) -> Image.Image:
+    """Pillow's Lanczos; in a hurry by several threads, to the bit.
 
     Pillow resamples rows first, rounds, and then columns: no row knows of another in the first pass and no column in
     the second, so each pass is cut into bands.
     """
-    (width, height), threads = size, _threads()
+    (width, height), threads = size, _threads() if hurry else 1
     bands = min(threads, max(image.width * image.height, width * height) // BAND_PIXELS)
     if bands < 2:
         return image.resize(size, Image.Resampling.LANCZOS)
@@ -149,11 +152,11 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_threads(), thread_name_prefix="resize")
 
 
-def _compensated(image: Image.Image, size: Size) -> Image.Image:
+def _compensated(image: Image.Image, size: Size, *, hurry: bool) -> Image.Image:
     """The image plus what a trip to `size` and back takes away from it."""
     import numpy as np  # 0.15 s to import: commands that only look at sizes do without
 
-    there_and_back = resize(resize(image, size), image.size)
+    there_and_back = resize(resize(image, size, hurry=hurry), image.size, hurry=hurry)
     wanted, got = (np.asarray(each, np.int16) for each in (image, there_and_back))
     return Image.fromarray(np.clip(2 * wanted - got, 0, 255).astype(np.uint8))
 

@@ -34,9 +34,11 @@ class Source:
     sha256: Callable[[], str]
     """Of the file; of one that is still being written it waits, and raises what went wrong with it."""
 
-    def fit(self, sizes: Sequence[Size]) -> Source:
+    def fit(self, sizes: Sequence[Size], *, hurry: bool = True) -> Source:
         """The picture at the size that a model of these sizes works at; none: at its own."""
-        return replace(self, rgb=to_working(self.rgb, working_size(*self.size, sizes))) if sizes else self
+        if not sizes:
+            return self
+        return replace(self, rgb=to_working(self.rgb, working_size(*self.size, sizes), hurry=hurry))
 
 
 def load(path: Path, *, max_pixels: int = images.MAX_PIXELS) -> Source:
@@ -54,17 +56,19 @@ class Result:
         self._lock = threading.Lock()
         self._whole: Image.Image | None = None
 
-    def whole(self) -> Image.Image:
-        """RGB or RGBA, as it goes into the file."""
+    def whole(self, *, hurry: bool = False) -> Image.Image:
+        """RGB or RGBA, as it goes into the file. hurry: somebody waits for it who has a GPU to keep busy."""
         with self._lock:
             if self._whole is None:
-                image = self._image if self._size is None else from_working(self._image, self._size)
+                image = self._image
+                if self._size is not None:
+                    image = from_working(image, self._size, hurry=hurry)
                 self._whole = images.unflatten(image, self._alpha)
             return self._whole
 
     def source(self, sha256: Callable[[], str]) -> Source:
         """What `load` gives of the file, where that is `LOSSLESS`."""
-        image, alpha = self.whole(), None
+        image, alpha = self.whole(hurry=True), None
         if image.mode == "RGBA":
             alpha = image.getchannel("A")
             image = images.flatten(image.convert("RGB"), alpha)

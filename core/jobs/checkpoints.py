@@ -80,12 +80,13 @@ class Checkpointer:
         be saved too: the step saved before is the one to go on from.
         """
         if self._can_resume(step):
-            self.scribe.put("checkpoint", self.claim, partial(self._write, step, latents, list(step_ms)))
+            # Taken here, where nothing else uses the GPU: half a megabyte, and a fraction of a millisecond.
+            progress = self.session.snapshot(step, latents)
+            self.scribe.put("checkpoint", self.claim, partial(self._write, progress, list(step_ms)))
             self.saved = time.monotonic()
         if now:
             self.scribe.flush(self.claim)
 
-    def _write(self, step: int, latents: Any, step_ms: list[float], conn: sqlite3.Connection) -> None:
-        progress = self.session.snapshot(step, latents)
+    def _write(self, progress: Progress, step_ms: list[float], conn: sqlite3.Connection) -> None:
         meta = {"identity": self.identity(), "dtype": progress.dtype, "shape": progress.shape, "step_ms": step_ms}
-        claims.save_checkpoint(conn, self.claim, self.turn.turn, step, json.dumps(meta), progress.data)
+        claims.save_checkpoint(conn, self.claim, self.turn.turn, progress.step, json.dumps(meta), progress.data)

@@ -102,7 +102,7 @@ class Prefetcher:
                 self._reading = path
             found = None
             with suppress(Exception):
-                found = source.load(path, max_pixels=MAX_PIXELS).fit(ahead.sizes)
+                found = source.load(path, max_pixels=MAX_PIXELS).fit(ahead.sizes, hurry=False)
             with self._changed:
                 self._reading = None
                 if found is not None and not self._closed:

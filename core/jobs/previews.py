@@ -91,7 +91,8 @@ class Easel:
         """Paint where somebody looks and it is time to. `draw` is asked only then; whatever goes wrong in it, or on
         the disk, costs the picture alone. size: of the picture that is edited."""
         if self.asked():
-            self.paint(job_id, turn, step, size, draw)
+            with suppress(Exception):
+                self.paint(job_id, turn, step, size, draw())
 
     def asked(self) -> bool:
         """Whether it is time to paint, and somebody looks."""
@@ -101,11 +102,10 @@ class Easel:
         self.looked = now
         return watched(self.database)
 
-    def paint(
-        self, job_id: int, turn: int, step: int, size: tuple[int, int], draw: Callable[[], Image.Image]
-    ) -> None:
-        with suppress(Exception):
-            self._put({"job": job_id, "turn": turn, "step": step, "size": size}, draw())
+    def paint(self, job_id: int, turn: int, step: int, size: tuple[int, int], image: Image.Image) -> None:
+        """Put a picture out."""
+        with suppress(OSError):
+            self._put({"job": job_id, "turn": turn, "step": step, "size": size}, image)
 
     def clear(self) -> None:
         """Leave nothing behind."""

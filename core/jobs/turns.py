@@ -9,7 +9,9 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 from core.edit import outputs, source
@@ -57,7 +59,7 @@ def edit_turns(worker: Worker, held: Held, check: Check, *, again: bool = False)
     picture = picture.fit(session.sizes)
     made: dict[int, Place] = {}
     last: Save | None = None
-    for turn in todo:
+    for turn, following in zip_longest(todo, todo[1:]):
         if worker.stop():  # told in the last step of the turn before, whose result was worth the moment
             raise Stopped("told to stop")
         start = time.perf_counter()
@@ -69,6 +71,11 @@ def edit_turns(worker: Worker, held: Held, check: Check, *, again: bool = False)
             begin = _from_file(worker, held, made, turns, turn.from_turn, check).fit(session.sizes)
         last = None  # its picture is the saver's alone from here
         last = _edit_turn(worker, held, check, session, turn, turns, begin, picture, start)
+        if following is not None and following.from_turn == turn.turn:
+            last.result.whole(hurry=True)  # by all processors, before the saver begins with it by itself
+        worker.saver.make_room()
+        check()
+        worker.saver.save(last)
         made[turn.turn] = last.place
 
 
@@ -126,7 +133,7 @@ def _edit_turn(
     picture: Source,
     start: float,
 ) -> Save:
-    """Compute one turn and hand its result over. begin: what it starts from; picture: the job's."""
+    """Compute one turn; returns what is to be saved. begin: what it starts from; picture: the job's."""
     claim = held.claim
     job = claim.job
     checkpointer = Checkpointer(
@@ -177,14 +184,10 @@ def _edit_turn(
     metadata = describe(
         job, turns, turn, input_sha256=picture.sha256(), precision=session.precision, runtime=session.runtime
     )
-    save = Save(
+    return Save(
         held, turn.turn, Place(Path(turn.output_path)), result, metadata, times, seconds, session.peak_bytes(),
         {"turns": len(turns), "model_seconds": edit.model_seconds, "pause_ms": pause},
     )  # fmt: skip
-    worker.saver.make_room()
-    check()
-    worker.saver.save(save)
-    return save
 
 
 def _beat(claim: Claim, turn: int, times: list[float], conn: sqlite3.Connection) -> None:
@@ -200,13 +203,10 @@ def _preview(
     size: tuple[int, int],
     outlook: Callable[[], object],
 ) -> None:
-    """Have where the turn is going painted, where somebody looks."""
+    """Have a sketch of where the turn is going put out, where somebody looks."""
     if not worker.easel.asked():
         return
-    latents = outlook()  # now: a runtime may write the next step's velocity over this one's
-    draw = partial(session.sketch, latents, size)
-    if worker.sketched is not session:  # the first one asks the model itself for its colours, which is at work later
-        worker.sketched = session
-        worker.easel.paint(claim.job.id, turn, step, size, draw)
-        return
-    worker.scribe.put("preview", claim, lambda conn: worker.easel.paint(claim.job.id, turn, step, size, draw))
+    with suppress(Exception):  # no picture is worth a turn
+        # Here, not in the scribe's thread: what uses the GPU is in nobody's way, and it is a millisecond or two.
+        image = session.sketch(outlook(), size)
+        worker.scribe.put("preview", claim, lambda conn: worker.easel.paint(claim.job.id, turn, step, size, image))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core import __version__
-from core.edit.studio import Session, Studio
+from core.edit.studio import Studio
 from core.errors import KontextError
 from core.jobs import checkpoints, claims, previews
 from core.jobs.claims import Claim
@@ -48,8 +48,6 @@ class Worker:
     """Why this worker ends, where that has nothing to do with the job at hand."""
     last_step: float | None = field(init=False, default=None)
     """When the last denoising step ended (`time.perf_counter`); None after a rest."""
-    sketched: Session | None = field(init=False, default=None)
-    """The session whose first preview was painted."""
 
     def __post_init__(self) -> None:
         self.id = claims.register_worker(self.conn, self.studio.device, __version__)

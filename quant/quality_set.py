@@ -51,7 +51,8 @@ def main(arguments: list[str]) -> None:
 
     from core.edit.loading import load
     from core.edit.models import find_spec, locate
-    from core.edit.runtimes.torch_runtime import TorchRuntime, load_checkpoint
+    from core.edit.runtimes.opening import open_checkpoint
+    from core.edit.runtimes.torch_runtime import TorchRuntime
     from quant.evaluate import edit_all, summarize
 
     spec = find_spec("kontext-tiny")
@@ -62,7 +63,7 @@ def main(arguments: list[str]) -> None:
     print("precision  median  worst  each")
     for argument in arguments:
         name, _, folder = argument.rpartition("=")
-        runtime = load_checkpoint(Path(folder), model.device, model.dtype)
+        runtime = open_checkpoint(Path(folder), model)
         edits = edit_all(model, runtime, pictures, reference=exact, **how)  # type: ignore[arg-type]
         found = summarize(edits)
         each = " ".join(f"{e.to_reference.psnr:.1f}" for e in edits if e.to_reference)

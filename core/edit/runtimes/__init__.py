@@ -38,6 +38,16 @@ class Runtime(Protocol):
         """GPU memory held beside torch's."""
         ...
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of a transformer's weights in torch's memory; 0 for a runtime that has its own."""
+        ...
+
+    @property
+    def kept_bytes(self) -> int:
+        """What `keep_context` holds of the edit at work, or of the last one."""
+        ...
+
     def begin(self, conditioning: Conditioning, *, keep_context: bool = False) -> Predict:
         """Prepare one edit; the returned function predicts each of its steps, until another edit begins.
 

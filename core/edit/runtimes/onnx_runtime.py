@@ -71,6 +71,8 @@ class OnnxRuntime:
 
     name = "onnx"
     device_bytes = 0
+    weight_bytes = 0
+    kept_bytes = 0
 
     def __init__(self, path: Path, precision: str) -> None:
         """Load a graph and the weights beside it. Raises UnavailableError where it cannot run here."""

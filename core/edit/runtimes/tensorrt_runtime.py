@@ -31,6 +31,8 @@ class Engine:
     """A loaded engine as a runtime, whatever it computes: `TensorrtRuntime` is the one that has been proven."""
 
     name = "tensorrt"
+    weight_bytes = 0
+    kept_bytes = 0
 
     def __init__(self, artifact: Artifact, device: torch.device) -> None:
         require_gpu(artifact)

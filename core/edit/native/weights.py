@@ -87,7 +87,7 @@ class Matrix:
         self.attention_step: Tensor | None = None
         self.scale = torch.ones((), device=device)
         self.parts = torch.ones(len(linears), device=device)
-        self.scales = self.parts
+        self.scales: list[Tensor] = []
         self.packed: list[QuantLinear] = []
         self.columns: list[Tensor | None] = []
         self.weight: Tensor | None = None
@@ -124,7 +124,7 @@ class Matrix:
             self.packed, self.columns = linears, columns
             scales = [self._step_of(linear, column) for linear, column in zip(linears, columns, strict=True)]
             self.room.view((sum(self.widths), linears[0].in_features), linears[0].weight.device)
-        self.scales = torch.stack(scales)
+        self.scales = [scale.clone() for scale in scales]  # each in a place of its own: cuBLAS wants them aligned
         if first.bias is not None:
             biases = [linear.bias.float() for linear in linears]  # type: ignore[union-attr]
             self.whole_bias = torch.cat(biases).to(torch.bfloat16)
@@ -132,7 +132,7 @@ class Matrix:
         if len(linears) == 1:
             self.scale = self.scales[0]
             return
-        self.parts = self.scales
+        self.parts = torch.stack(self.scales)
         if first.bias is not None:
             scaled = [bias / scale for bias, scale in zip(biases, scales, strict=True)]
             self.bias = torch.cat(scaled).to(torch.bfloat16)
@@ -213,7 +213,7 @@ class Matrix:
 
     @property
     def bytes(self) -> int:
-        own = [self.weight, self.bias, self.whole_bias, self.scales, *self.columns]
+        own = [self.weight, self.bias, self.whole_bias, *self.columns]
         kept = [t for linear in self.packed for t in linear.buffers()]
         return sum(t.numel() * t.element_size() for t in (*own, *kept) if t is not None)
 

@@ -89,14 +89,18 @@ class Placement:
         return None if self.tiled else replace(self, tiled=True)
 
 
+EVERYTHING = Placement()
+"""All parts stay on the device."""
+
+
 def place(
-    transformer: Transformer, parts: Parts, memory: Memory, *, floor: Placement | None = None
+    transformer: Transformer, parts: Parts, memory: Memory, *, floor: Placement = EVERYTHING
 ) -> Placement | None:
     """The placement that gives up the least and fits; None where none does.
 
     floor: give up at least what this one does, which has run out of memory less.
     """
-    for encoders, tiled in _rungs(floor or Placement()):
+    for encoders, tiled in _rungs(floor):
         if peak(transformer, parts, encoders, tiled=tiled) <= memory.usable:
             whole = parts.encoders + parts.encode <= memory.usable
             first: Encoders = "stay" if encoders == "stay" else "visit" if whole else "stream"

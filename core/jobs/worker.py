@@ -59,6 +59,8 @@ class Worker:
     listener: Listener = ignore
     stop: Callable[[], bool] = lambda: False
     checkpoint_seconds: float = checkpoints.SECONDS
+    batch_id: int | None = None
+    """The batch that it works on alone."""
     id: int = field(init=False)
     easel: Easel = field(init=False)
 
@@ -70,7 +72,7 @@ class Worker:
         self.listener(Event(what, claim.job.id if claim else None, turn, dict(data)))
 
 
-def drain(worker: Worker, *, batch_id: int | None = None, wait: Callable[[], bool] = lambda: False) -> None:
+def drain(worker: Worker, *, wait: Callable[[], bool] = lambda: False) -> None:
     """Work until nothing is left to claim and `wait` says not to wait for more.
 
     Raises Stopped, BrokenDevice, and StaleClaim where a job was taken from this worker.
@@ -78,7 +80,7 @@ def drain(worker: Worker, *, batch_id: int | None = None, wait: Callable[[], boo
     try:
         while True:
             claims.rescue(worker.conn)
-            claim = None if worker.stop() else claims.claim(worker.conn, worker.id, batch_id=batch_id)
+            claim = None if worker.stop() else claims.claim(worker.conn, worker.id, batch_id=worker.batch_id)
             if worker.stop():
                 if claim is not None:
                     claims.release(worker.conn, claim)
@@ -142,11 +144,13 @@ def _fail(worker: Worker, claim: Claim, failure: Failure, trace: str | None) -> 
         return
     failures = claims.failures(worker.conn, claim) + 1
     tried = failures >= claim.job.max_attempts
-    if remedy is Remedy.DEAD or tried or (remedy is Remedy.SMALLER and not worker.studio.make_room()):
+    given_up = worker.studio.make_room() if remedy is Remedy.SMALLER and not tried else ""
+    if remedy is Remedy.DEAD or tried or (remedy is Remedy.SMALLER and not given_up):
         claims.fail_job(worker.conn, claim, kind, message, trace)
         worker.tell("dead", claim, kind=kind, message=message)
     else:
         delay = backoff_ms(failures) if remedy is Remedy.LATER else 0
+        message += f"; from now on {given_up}" if given_up else ""
         claims.retry_later(worker.conn, claim, kind, message, trace, delay)
         worker.tell("failed", claim, kind=kind, message=message, retry_seconds=delay / 1000)
     if remedy is Remedy.NEW_PROCESS:
@@ -178,8 +182,10 @@ def _edit_turns(worker: Worker, claim: Claim, *, again: bool = False) -> None:
     worker.tell("loading", claim, model=job.model)
     # By all turns, so that one that is made anew runs in what it ran in before.
     refresh = max(turn.context_refresh for turn in turns)
-    session = worker.studio.open(job.model, job.precision, job.runtime, keep_context=refresh > 1)
-    session.prepare([turn.prompt for turn in todo])
+    session = worker.studio.open(
+        job.model, job.precision, job.runtime, keep_context=refresh > 1, prompts=[turn.prompt for turn in todo],
+        upcoming=lambda: claims.upcoming_prompts(worker.conn, job.model, batch_id=worker.batch_id),
+    )  # fmt: skip
     paths = {turn.turn: Path(turn.output_path) for turn in turns}
     for turn in todo:
         if worker.stop():  # told in the last step of the turn before, whose result was worth the moment

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from core.edit.placement import Placement
+from core.edit.placement import EVERYTHING, Placement
 from core.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Choice:
     precision: str
     reason: str = field(compare=False)
     artifact: Artifact | None = None
-    placement: Placement = field(default=Placement(), compare=False)
+    placement: Placement = field(default=EVERYTHING, compare=False)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Room:
 
     memory: Memory
     spec: ModelSpec
-    floor: Placement | None = None
+    floor: Placement = EVERYTHING
 
 
 def choose(

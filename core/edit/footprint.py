@@ -35,14 +35,15 @@ def parts_of(folder: Path, spec: ModelSpec) -> Parts:
     t5 = _config(folder / "text_encoder_2")
     pixels = max(width * height for width, height in spec.sizes)
     channels = min(_config(folder / "vae").get("block_out_channels") or [128])
-    tile = min(pixels, TILE * TILE)
+    decode = VAE_FACTOR * WIDTH * channels * pixels
+    tiled = VAE_FACTOR * WIDTH * channels * TILE * TILE + 4 * 3 * WIDTH * pixels
     return Parts(
         encoders=sum(map(sum, encoders)),
         vae=sum(_sizes(folder / "vae")),
         encode=TEXT_FACTOR * WIDTH * spec.text_tokens * int(t5.get("d_ff", 10240)),
         layer=max(max(sizes, default=0) for sizes in encoders),
-        decode=VAE_FACTOR * WIDTH * channels * pixels,
-        decode_tiled=VAE_FACTOR * WIDTH * channels * tile + 4 * 3 * WIDTH * pixels,
+        decode=decode,
+        decode_tiled=min(decode, tiled),
     )
 
 

@@ -36,8 +36,8 @@ class Memory:
 
     @property
     def usable(self) -> int:
-        """For tensors."""
-        return max(0, min(self.free, self.free if self.limit is None else self.limit) - CONTEXT_BYTES)
+        """For tensors; below zero where not even the context fits."""
+        return min(self.free, self.free if self.limit is None else self.limit) - CONTEXT_BYTES
 
     def __str__(self) -> str:
         return f"{gb(min(self.free, self.limit or self.free))} {'allowed' if self.is_limited else 'free'}"
@@ -75,11 +75,12 @@ class Placement:
     first: Encoders = "stay"
 
     def __str__(self) -> str:
+        leave = "text encoders leave the GPU after encoding"
         encoders = {
-            "stay": "",
-            "visit": "text encoders leave the GPU after encoding",
-            "stream": "text encoders pass through the GPU layer by layer",
-        }[self.encoders]
+            ("visit", "visit"): leave,
+            ("stream", "visit"): f"{leave} and come back layer by layer",
+            ("stream", "stream"): "text encoders pass through the GPU layer by layer",
+        }.get((self.encoders, self.first), "")
         return ", ".join(filter(None, [encoders, "the VAE works in tiles" if self.tiled else ""]))
 
     def smaller(self, *, gpu: bool = True) -> Placement | None:

@@ -165,10 +165,10 @@ def upcoming_prompts(conn: sqlite3.Connection, model: str, *, batch_id: int | No
     order of the jobs."""
     batch = "AND id IN (SELECT job_id FROM batch_jobs WHERE batch_id = :batch)" if batch_id is not None else ""
     rows = conn.execute(
-        "SELECT t.prompt FROM (SELECT id, priority FROM jobs INDEXED BY jobs_waiting WHERE state = 'queued'"
-        f" AND model = :model {batch} ORDER BY priority DESC, id LIMIT :jobs) j"
-        " JOIN turns t ON t.job_id = j.id WHERE t.state <> 'done'"
-        " GROUP BY t.prompt ORDER BY max(j.priority) DESC, min(j.id), min(t.turn)",
+        "SELECT t.prompt FROM (SELECT id, row_number() OVER (ORDER BY priority DESC, id) AS place"
+        f" FROM jobs INDEXED BY jobs_waiting WHERE state = 'queued' AND model = :model {batch}"
+        " ORDER BY place LIMIT :jobs) j JOIN turns t ON t.job_id = j.id WHERE t.state <> 'done'"
+        " GROUP BY t.prompt ORDER BY min(j.place), min(t.turn)",
         {"model": model, "batch": batch_id, "jobs": LOOK_AHEAD},
     )
     return [row["prompt"] for row in rows]

@@ -1,7 +1,7 @@
 """How many bytes a model takes on a GPU, told by its files' headers and configs: no weights are read, no torch.
 
-Activations are estimates, made for FLUX.1 Kontext's shapes and scaled by the config's; `docs/memory.md` says what was
-measured beside them.
+Activations are estimates, made for FLUX.1 Kontext's shapes and scaled by a config's own; `docs/memory.md` says what
+was measured beside them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ WIDTH = 2
 STEP_FACTOR = 30
 """A step's activations, in [tokens, hidden] BF16 tensors: 1.6 GB of kontext-dev, half of it for eager blocks."""
 VAE_FACTOR = 8
-"""The VAE's activations, in tensors of the whole picture at its fewest channels: its last block holds three of twice
-those channels, its convolutions take room beside."""
+"""The VAE's activations, in tensors of the whole picture at its fewest channels: its last block holds 6.5 at once,
+its convolutions take room beside."""
 TEXT_FACTOR = 16
 """A text encoder's activations, in [text tokens, feed-forward] tensors."""
 EMULATED_CACHE = 4 << 30

@@ -142,8 +142,8 @@ def _first_that_fits(
         if found is not None:
             why = choice.reason
             if passed:
-                taken = f"{choice.precision} by {choice.runtime} ({gb(needs.weights)})"
-                why = f"{passed[0][1]} to work in do not fit {room.memory}: taking {taken}"
+                why = f"{passed[0][1]} to work in do not fit {room.memory}: taking"
+                why += f" {choice.precision} ({gb(needs.weights)})"
             return replace(choice, placement=found, reason="; ".join(filter(None, [why, str(found)])))
         smallest = least(needs, parts)
         passed.append((smallest, f"{what} with {gb(smallest - needs.weights)}"))

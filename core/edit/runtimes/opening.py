@@ -21,7 +21,7 @@ def limit_memory(device: torch.device, limit: int | None, *, beside: int = 0) ->
     if limit is not None:
         total = torch.cuda.get_device_properties(device).total_memory
         share = max(0, limit - CONTEXT_BYTES - beside) / total
-        torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share), device.index or 0)
 
 
 def open_runtime(choice: Choice, model: Model) -> Runtime:

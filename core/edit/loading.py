@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,7 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
 from core.edit.models import ModelSpec
-from core.edit.placement import EVERYTHING, TILE, Encoders, Placement
+from core.edit.placement import CONTEXT_BYTES, EVERYTHING, TILE, Encoders, Placement
 from core.edit.shelf import Shelf
 from core.errors import UnavailableError
 
@@ -69,6 +70,19 @@ def pick_device(device: str = "auto") -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= count:
         raise UnavailableError(f"there is no {device} here ({count} CUDA GPUs); use `--device cpu` or `auto`")
     return chosen
+
+
+def limit_memory(device: torch.device, limit: int | None, *, beside: int = 0) -> None:
+    """Let this process take at most `limit` bytes of a GPU, its context and what others hold `beside` torch included;
+    what a model that has gone left cached goes back first."""
+    if device.type != "cuda":
+        return
+    gc.collect()
+    torch.cuda.empty_cache()
+    if limit is not None:
+        total = torch.cuda.get_device_properties(device).total_memory
+        share = max(0, limit - CONTEXT_BYTES - beside) / total
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share), device.index or 0)
 
 
 def load(

@@ -273,8 +273,8 @@ class LocalStudio:
     ) -> LoadedSession:
         start = time.perf_counter()
         with _no_collection():
-            from core.edit.loading import load, pick_device  # torch, diffusers, transformers
-            from core.edit.runtimes.opening import limit_memory, open_runtime
+            from core.edit.loading import limit_memory, load, pick_device  # torch, diffusers, transformers
+            from core.edit.runtimes.opening import open_runtime
         imported = time.perf_counter()
         device = pick_device(self.device)
         self.device = str(device)

@@ -2,26 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-
-import torch
-
 from core.edit.loading import Model
-from core.edit.placement import CONTEXT_BYTES
 from core.edit.runtimes import Choice, Runtime
-
-
-def limit_memory(device: torch.device, limit: int | None, *, beside: int = 0) -> None:
-    """Let this process take at most `limit` bytes of a GPU, its context and what others hold `beside` torch included;
-    what a model that has gone left cached goes back first."""
-    if device.type != "cuda":
-        return
-    gc.collect()
-    torch.cuda.empty_cache()
-    if limit is not None:
-        total = torch.cuda.get_device_properties(device).total_memory
-        share = max(0, limit - CONTEXT_BYTES - beside) / total
-        torch.cuda.set_per_process_memory_fraction(min(1.0, share), device.index or 0)
 
 
 def open_runtime(choice: Choice, model: Model) -> Runtime:

@@ -58,9 +58,9 @@ def main() -> int:
         return left > 0
 
     try:
-        this = worker.Worker(conn, studio, _tell, stop.is_set, seconds, options.batch)
+        this = worker.Worker(conn, studio, _tell, stop.is_set, seconds)
         _tell(Event("ready", data={"worker": this.id}))
-        worker.drain(this, wait=wait)
+        worker.drain(this, batch_id=options.batch, wait=wait)
     except worker.Stopped:
         return 0
     except worker.BrokenDevice:

@@ -59,10 +59,9 @@ class Worker:
     listener: Listener = ignore
     stop: Callable[[], bool] = lambda: False
     checkpoint_seconds: float = checkpoints.SECONDS
-    batch_id: int | None = None
-    """The batch that it works on alone."""
     id: int = field(init=False)
     easel: Easel = field(init=False)
+    batch_id: int | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.id = claims.register_worker(self.conn, self.studio.device, __version__)
@@ -72,15 +71,16 @@ class Worker:
         self.listener(Event(what, claim.job.id if claim else None, turn, dict(data)))
 
 
-def drain(worker: Worker, *, wait: Callable[[], bool] = lambda: False) -> None:
+def drain(worker: Worker, *, batch_id: int | None = None, wait: Callable[[], bool] = lambda: False) -> None:
     """Work until nothing is left to claim and `wait` says not to wait for more.
 
     Raises Stopped, BrokenDevice, and StaleClaim where a job was taken from this worker.
     """
+    worker.batch_id = batch_id
     try:
         while True:
             claims.rescue(worker.conn)
-            claim = None if worker.stop() else claims.claim(worker.conn, worker.id, batch_id=worker.batch_id)
+            claim = None if worker.stop() else claims.claim(worker.conn, worker.id, batch_id=batch_id)
             if worker.stop():
                 if claim is not None:
                     claims.release(worker.conn, claim)

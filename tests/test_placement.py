@@ -231,3 +231,24 @@ def test_the_full_size_vae_holds_no_more_than_is_counted():
         with torch.no_grad(), Live() as live:
             call(torch.randn(shape))
         assert 4 * unit < live.most < 0.85 * footprint.VAE_FACTOR * unit
+
+
+def test_what_is_counted_is_what_is_loaded(tmp_path):
+    from core.edit import loading
+    from quant.random_folder import write
+    from quant.random_weights import Size
+
+    write(tmp_path / "slice", Size(1, 1, 2, 128))
+    spec = find_spec(str(tmp_path / "slice"))
+    check_folder(tmp_path / "slice", "a slice")
+    model = loading.load(spec, tmp_path / "slice", torch.device("cpu"))  # in float32: twice BF16
+    parts = footprint.parts_of(tmp_path / "slice", spec)
+    transformer = footprint.unquantized(tmp_path / "slice", spec, keep_context=False)
+
+    def weights(*modules):
+        return sum(p.numel() * 2 for module in modules for p in module.parameters())
+
+    assert parts.encoders == weights(model.text_encoder, model.text_encoder_2)
+    assert parts.vae == weights(model.vae)
+    assert transformer.weights == weights(model.transformer)
+    assert parts.layer == max(2 * p.numel() for p in model.text_encoder_2.parameters())

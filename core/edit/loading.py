@@ -164,10 +164,10 @@ def rearrange(model: Model, placement: Placement) -> None:
 
 
 def _tile(vae: Any) -> None:
-    """Let a VAE work in tiles of at most `TILE` pixels a side."""
+    """Let a VAE work in tiles of `TILE` pixels a side."""
     vae.enable_tiling()
-    vae.tile_sample_min_size = min(vae.tile_sample_min_size, TILE)
-    vae.tile_latent_min_size = vae.tile_sample_min_size // 2 ** (len(vae.config.block_out_channels) - 1)
+    vae.tile_sample_min_size = TILE
+    vae.tile_latent_min_size = TILE // 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def encode_prompt(model: Model, text: str) -> Prompt:

@@ -110,3 +110,11 @@ def test_the_workers_process_is_told(tmp_path, options, before, seen):
     )  # fmt: skip
     assert done.returncode == 4, done.stderr
     assert json.loads(done.stdout)["error"] == {"kind": "unavailable", "message": seen}
+
+
+def test_bench_measures_uncompiled_where_it_is_told_to(cli, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("KONTEXT_TUI_COMPILE", "1")
+    assert cli("bench", "--model", "nowhere")[0] == 4
+    assert os.environ["KONTEXT_TUI_COMPILE"] == "1"
+    assert cli("bench", "--model", "nowhere", "--no-compile")[0] == 4
+    assert os.environ["KONTEXT_TUI_COMPILE"] == "0"

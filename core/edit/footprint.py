@@ -26,7 +26,7 @@ its convolutions take room beside."""
 TEXT_FACTOR = 16
 """A text encoder's activations, in [text tokens, feed-forward] tensors."""
 EMULATED_CACHE = 4 << 30
-"""Dequantized weights that emulation keeps (`core.edit.runtimes.torch_runtime`)."""
+"""Dequantized weights that emulation keeps at most."""
 
 
 def parts_of(folder: Path, spec: ModelSpec) -> Parts:

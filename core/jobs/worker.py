@@ -61,6 +61,7 @@ class Worker:
     checkpoint_seconds: float = checkpoints.SECONDS
     id: int = field(init=False)
     easel: Easel = field(init=False)
+    batch_id: int | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.id = claims.register_worker(self.conn, self.studio.device, __version__)
@@ -75,6 +76,7 @@ def drain(worker: Worker, *, batch_id: int | None = None, wait: Callable[[], boo
 
     Raises Stopped, BrokenDevice, and StaleClaim where a job was taken from this worker.
     """
+    worker.batch_id = batch_id
     try:
         while True:
             claims.rescue(worker.conn)
@@ -142,11 +144,13 @@ def _fail(worker: Worker, claim: Claim, failure: Failure, trace: str | None) -> 
         return
     failures = claims.failures(worker.conn, claim) + 1
     tried = failures >= claim.job.max_attempts
-    if remedy is Remedy.DEAD or tried or (remedy is Remedy.SMALLER and not worker.studio.make_room()):
+    given_up = worker.studio.make_room() if remedy is Remedy.SMALLER and not tried else ""
+    if remedy is Remedy.DEAD or tried or (remedy is Remedy.SMALLER and not given_up):
         claims.fail_job(worker.conn, claim, kind, message, trace)
         worker.tell("dead", claim, kind=kind, message=message)
     else:
         delay = backoff_ms(failures) if remedy is Remedy.LATER else 0
+        message += f"; from now on {given_up}" if given_up else ""
         claims.retry_later(worker.conn, claim, kind, message, trace, delay)
         worker.tell("failed", claim, kind=kind, message=message, retry_seconds=delay / 1000)
     if remedy is Remedy.NEW_PROCESS:
@@ -178,8 +182,10 @@ def _edit_turns(worker: Worker, claim: Claim, *, again: bool = False) -> None:
     worker.tell("loading", claim, model=job.model)
     # By all turns, so that one that is made anew runs in what it ran in before.
     refresh = max(turn.context_refresh for turn in turns)
-    session = worker.studio.open(job.model, job.precision, job.runtime, keep_context=refresh > 1)
-    session.prepare([turn.prompt for turn in todo])
+    session = worker.studio.open(
+        job.model, job.precision, job.runtime, keep_context=refresh > 1, prompts=[turn.prompt for turn in todo],
+        upcoming=lambda: claims.upcoming_prompts(worker.conn, job.model, batch_id=worker.batch_id),
+    )  # fmt: skip
     paths = {turn.turn: Path(turn.output_path) for turn in turns}
     for turn in todo:
         if worker.stop():  # told in the last step of the turn before, whose result was worth the moment

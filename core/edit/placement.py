@@ -119,7 +119,8 @@ def _rungs(floor: Placement) -> Iterator[tuple[Encoders, bool]]:
 def peak(transformer: Transformer, parts: Parts, encoders: Encoders, *, tiled: bool) -> int:
     """The most bytes of tensors that such a placement has on the GPU once everything is loaded."""
     visiting = {"stay": 0, "visit": parts.encoders, "stream": parts.layer}[encoders] + parts.encode
-    working = max(transformer.step, parts.decode_tiled if tiled else parts.decode, visiting)
+    # A recorded step keeps its activations' room to itself.
+    working = transformer.step + max(parts.decode_tiled if tiled else parts.decode, visiting)
     return transformer.weights + parts.vae + (parts.encoders if encoders == "stay" else 0) + working
 
 

@@ -261,6 +261,7 @@ class LocalStudio:
         from core.edit.loading import rearrange
 
         assert self._session is not None
+        self._session.run.release()
         rearrange(self._session.model, choice.placement)
 
     def _load(

@@ -52,6 +52,10 @@ class Runtime(Protocol):
         """What `keep_context` holds of the edit at work, or of the last one."""
         ...
 
+    def release(self) -> None:
+        """Give back what is held beside the weights; the next edit takes it anew."""
+        ...
+
     def begin(self, conditioning: Conditioning, *, keep_context: bool = False) -> Predict:
         """Prepare one edit; the returned function predicts each of its steps, until another edit begins.
 

@@ -105,6 +105,9 @@ class OnnxRuntime:
             raise UnavailableError(f"ONNX Runtime cannot run {path}: {_first_line(error)}") from None
         self.inputs = {value.name for value in self._session.get_inputs()}
 
+    def release(self) -> None:
+        """Nothing: ONNX Runtime keeps its own."""
+
     def begin(self, conditioning: Conditioning, *, keep_context: bool = False) -> Predict:
         require_every_step_full(self.name, keep_context)
         given = {

@@ -58,6 +58,9 @@ class Engine:
         """GPU memory that TensorRT holds beside torch's: weights and activations."""
         return int(self.engine.device_memory_size_v2) + self.artifact.size
 
+    def release(self) -> None:
+        """Nothing: TensorRT holds one room for all shapes."""
+
     def begin(self, conditioning: Conditioning, *, keep_context: bool = False) -> Predict:
         require_every_step_full(self.name, keep_context)
         self._fill(conditioning)

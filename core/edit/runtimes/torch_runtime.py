@@ -37,6 +37,9 @@ class TorchRuntime:
         """What `keep_context` holds of the edit at work, or of the last one."""
         return self._cache.bytes
 
+    def release(self) -> None:
+        self._cache.end()
+
     def begin(self, conditioning: Conditioning, *, keep_context: bool = False) -> Predict:
         context = conditioning.context
         if keep_context:

@@ -71,8 +71,8 @@ def test_heads(heads, dim, dtype):
     made = [[poisoned(rows, heads, dim, dtype=dtype) for _ in "qkv"] for _ in "ab"]
     kernels.heads(*given, *made[0])
     plain.heads(*given, *made[1])
-    for found, expected in zip(*made, strict=True):
-        assert error(found, expected) < 5e-3
+    for found, expected in zip(*made, strict=True):  # plain torch rounds what is mixed to BF16 before E4M3
+        assert error(found, expected) < (0.02 if low else 5e-3)
 
 
 def test_unpack_fp4():

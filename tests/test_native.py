@@ -88,6 +88,16 @@ def test_edits_of_two_shapes_take_turns(conditioning, latents):
     assert torch.equal(plain(run, conditioning, latents), first)
 
 
+def test_no_mode_of_torch_is_asked_for(conditioning, latents):
+    """Edits begin outside of inference mode, and denoise in it."""
+    run = NativeRuntime(transformer("fp32"), "bf16")
+    first = run.begin(conditioning)(latents, torch.tensor([500.0]), True)
+    predict = run.begin(conditioning)
+    with torch.inference_mode():
+        assert torch.equal(predict(latents, torch.tensor([500.0]), True), first)
+    assert torch.equal(run.begin(conditioning)(latents, torch.tensor([500.0]), True), first)
+
+
 def test_a_batch_is_refused(conditioning, latents):
     run = NativeRuntime(transformer("fp32"), "bf16")
     with pytest.raises(ValueError, match="of one edit, not of 2"):

@@ -60,6 +60,7 @@ class NativeRuntime:
         if self._graphs is not None:
             self._graphs.clear()
 
+    @torch.inference_mode()
     def begin(self, conditioning: Conditioning, *, keep_context: bool = False) -> Predict:
         key, place = self._place(conditioning)
         context_tokens = len(place.prepared.context)
@@ -71,6 +72,7 @@ class NativeRuntime:
             self._kept = self.flux.keep(context_tokens)
         filled = False
 
+        @torch.inference_mode()
         def predict(latents: Tensor, timestep: Tensor, full: bool) -> Tensor:
             nonlocal filled
             if keep_context and not full and not filled:

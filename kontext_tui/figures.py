@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -39,6 +40,18 @@ def counted(count: int, word: str) -> str:
 def size(count: float) -> str:
     """Bytes in binary units: 512 MiB, 1.4 GiB."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+UNITS = {"mb": 10**6, "gb": 10**9, "mib": 2**20, "gib": 2**30}
+
+
+def read_size(text: str) -> int:
+    """Bytes of what a person wrote: 12GB (of ten), 11.5GiB (binary), MB and MiB likewise. Raises ValueError."""
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([MG]i?B)\s*", text, re.ASCII | re.IGNORECASE)
+    found = round(float(match[1]) * UNITS[match[2].lower()]) if match else 0
+    if not found:
+        raise ValueError("write a number and GB, GiB, MB or MiB, as in 12GB or 11.5GiB")
+    return found
 
 
 def short_path(path: str | Path) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from core import paths
 from core.errors import UsageError
+from kontext_tui.figures import read_size
 
 IMAGES = ("auto", "kitty", "sixel", "halfcell", "off")
 QUEUES = 50
@@ -36,6 +37,8 @@ class Settings:
     """Show the picture that is being denoised. Workers paint it only while somebody looks."""
     images: str = "auto"
     """How pictures are drawn: auto, kitty, sixel, halfcell or off."""
+    max_vram: str = ""
+    """GPU memory that a worker may take, such as 12GB; empty for all that is free. `--max-vram` goes before it."""
     keys: Mapping[str, str] = field(default_factory=dict)
     """Other keys for actions, by the names that the help shows: `"queue.cancel" = "x,delete"`."""
 
@@ -43,16 +46,39 @@ class Settings:
 def load(path: Path | None = None) -> Settings:
     """The configuration as it stands. Raises UsageError with everything that is wrong in it."""
     path = path or paths.config_file()
-    try:
-        data = tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return Settings()
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path}: {error}; mend the file or move it away") from None
+    data = _read(path)
     problems = list(_problems(data))
     if problems:
         raise UsageError("\n".join(f"{path}: {problem}" for problem in problems))
     return Settings(**data)
+
+
+def max_vram() -> int | None:
+    """`max_vram` in bytes, for commands that need no more of the configuration; None where it is not limited."""
+    path = paths.config_file()
+    value = _read(path).get("max_vram", "")
+    if problem := _wrong_size(value):
+        raise UsageError(f"{path}: {problem}")
+    return read_size(value) if value else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: {error}; mend the file or move it away") from None
+
+
+def _wrong_size(value: object) -> str | None:
+    if value == "":
+        return None
+    try:
+        read_size(value if isinstance(value, str) else "")
+    except ValueError as error:
+        return f"max_vram {value!r}: {error}, in quotes"
+    return None
 
 
 def _problems(data: Mapping[str, Any]) -> list[str]:
@@ -65,6 +91,8 @@ def _problems(data: Mapping[str, Any]) -> list[str]:
         elif key == "keys":
             if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
                 found.append('[keys] must hold lines such as "queue.cancel" = "x,delete"')
+        elif key == "max_vram":
+            found += filter(None, [_wrong_size(value)])
         elif not isinstance(value, type(known[key])):
             found.append(f"{key} must be {'true or false' if isinstance(known[key], bool) else 'text in quotes'}")
         elif key == "images" and value not in IMAGES:

@@ -29,8 +29,7 @@ from core.edit.loading import Model, load
 from core.edit.models import ModelSpec
 from core.edit.refresh import full_steps
 from core.edit.runtimes import PRECISIONS, Choice, Runtime
-from core.edit.runtimes.opening import open_runtime
-from core.edit.runtimes.torch_runtime import TorchRuntime
+from core.edit.runtimes.opening import open_runtime, open_transformer
 from quant import random_weights
 from quant.random_weights import Size
 
@@ -83,17 +82,15 @@ def random_candidates(size: Size, precisions: Sequence[str], device: torch.devic
     return [Candidate(precision, "torch", opener(precision)) for precision in precisions or PRECISIONS]
 
 
-def random_session(size: Size, precision: str, device: torch.device) -> tuple[Model, TorchRuntime]:
-    """A pipeline of random weights in a precision, compiled as a real one would be."""
+def random_session(size: Size, precision: str, device: torch.device) -> tuple[Model, Runtime]:
+    """A pipeline of random weights in a precision, opened as a real one would be."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     transformer = random_weights.make_transformer(size, device, dtype)
     if precision != "bf16":
         sample = random_weights.make_samples(1, size, device, dtype)[0]
         random_weights.quantize(transformer, precision, sample)
-    native.speed_up(transformer)
-    return random_weights.make_model(size, device, dtype, transformer), TorchRuntime(
-        transformer, precision if precision != "bf16" else None
-    )
+    model = random_weights.make_model(size, device, dtype, transformer)
+    return model, open_transformer(transformer, precision if precision != "bf16" else None)
 
 
 # ---------------------------------------------------------------- one runtime
@@ -136,7 +133,7 @@ def measure(
             reset_peak(device)
             facts["ms"] = times(step, calls, device)
             facts["step_peak_bytes"] = peak(device, runtime)
-            if isinstance(runtime, TorchRuntime):
+            if runtime.name == "torch":
                 facts["kernels"], facts["largest_kernels"] = kernels(step, device)
                 facts["context_refresh"] = _refreshed(runtime, conditioning, latents, timestep, calls, steps)
             del predict, step, conditioning
@@ -146,7 +143,7 @@ def measure(
 
 
 def _refreshed(
-    runtime: TorchRuntime, conditioning: Any, latents: torch.Tensor, timestep: torch.Tensor, calls: int, steps: int
+    runtime: Runtime, conditioning: Any, latents: torch.Tensor, timestep: torch.Tensor, calls: int, steps: int
 ) -> dict[str, Any]:
     """A step that keeps the context, one that reuses it, and what that comes to over an edit of `steps`."""
     device = latents.device
@@ -274,9 +271,7 @@ def peak(device: torch.device, runtime: Runtime | None = None) -> int | None:
 
 def runtime_bytes(runtime: Runtime) -> int:
     """Of a transformer's weights; for an engine all that it holds on the GPU."""
-    if isinstance(runtime, TorchRuntime):
-        return native.weight_bytes(runtime.transformer)
-    return runtime.device_bytes
+    return runtime.weight_bytes or runtime.device_bytes
 
 
 def _bytes(module: Any) -> int:

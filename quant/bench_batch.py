@@ -36,10 +36,20 @@ class RandomStudio:
 
     device: str = "auto"
     on_load: Callable[[Loading], None] = lambda loading: None
+    max_vram: int | None = None
     _precision: str = ""
     _session: Any = field(default=None)
 
-    def open(self, model: str, precision: str, runtime: str, *, keep_context: bool = False) -> LoadedSession:
+    def open(
+        self,
+        model: str,
+        precision: str,
+        runtime: str,
+        *,
+        keep_context: bool = False,
+        prompts: Sequence[str] = (),
+        upcoming: Callable[[], Sequence[str]] = tuple,
+    ) -> LoadedSession:
         if self._precision != precision:
             from core.edit.loading import pick_device
             from core.edit.studio import LoadedSession, Loading
@@ -53,10 +63,11 @@ class RandomStudio:
             how = (self._session.precision, self._session.runtime, "random weights")
             self.on_load(Loading("random-weights", str(device), *how, 0.0, time.perf_counter() - start))
         session: LoadedSession = self._session
+        session.prepare(prompts, upcoming)
         return session
 
-    def make_room(self) -> bool:
-        return False
+    def make_room(self) -> str:
+        return ""
 
 
 def run(

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from core.edit import native
+from core.edit.runtimes.torch_runtime import TorchRuntime
 from quant.bench import peak, reset_peak, room, times
 from quant.random_weights import Size, make_samples, make_transformer
+from quant.recipes import BLOCKS
 
 PEERS = ("diffusers, eager", "diffusers, compiled", "torchao FP8, compiled")
 
@@ -37,12 +39,14 @@ def measure(name: str, make: Callable[[], Any], sample: Any, device: torch.devic
             _torchao(transformer)
         if "compiled" in name:
             transformer.set_attention_backend("_native_cudnn")
-            for blocks in native.BLOCKS:
+            for blocks in BLOCKS:
                 for block in getattr(transformer, blocks):
                     block.compile(dynamic=False)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        weights = torch.cuda.memory_allocated(device) if device.type == "cuda" else native.weight_bytes(transformer)
+        weights = (
+            torch.cuda.memory_allocated(device) if device.type == "cuda" else TorchRuntime(transformer).weight_bytes
+        )
 
         def call() -> None:
             transformer(**sample.inputs())

@@ -3,9 +3,9 @@ each. `python -m quant.quality_set PRECISION=CHECKPOINT...` prints PSNR against 
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -45,29 +45,36 @@ def quality_set(photos: Path = PHOTOS) -> list[Subject]:
     return found
 
 
-def main(arguments: list[str]) -> None:
-    """Print a line a checkpoint: PSNR in dB to the float32 edit, median and worst of the twelve."""
-    import torch
+def main() -> None:
+    """Print a line a checkpoint: PSNR in dB to the unquantized edit, median and worst of the twelve."""
+    from argparse import ArgumentParser
 
-    from core.edit.loading import load
+    from core.edit.loading import load, pick_device
     from core.edit.models import find_spec, locate
-    from core.edit.runtimes.torch_runtime import TorchRuntime, load_checkpoint
+    from core.edit.runtimes.opening import open_checkpoint, open_transformer
     from quant.evaluate import edit_all, summarize
 
+    parser = ArgumentParser(prog="python -m quant.quality_set", description=main.__doc__)
+    parser.add_argument("checkpoints", nargs="+", metavar="PRECISION=CHECKPOINT")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--context-refresh", type=int, default=1)
+    given = parser.parse_args()
     spec = find_spec("kontext-tiny")
-    model = load(spec, locate(spec), torch.device("cpu"))
+    model = load(spec, locate(spec), pick_device(given.device))
     pictures = quality_set()
-    how = {"steps": STEPS, "guidance": spec.guidance, "seed": SEED}
-    exact = edit_all(model, TorchRuntime(model.transformer), pictures, **how)  # type: ignore[arg-type]
+    how: dict[str, Any] = {"steps": STEPS, "guidance": spec.guidance, "seed": SEED}
+    exact = edit_all(model, open_transformer(model.transformer), pictures, **how)
     print("precision  median  worst  each")
-    for argument in arguments:
+    for argument in given.checkpoints:
         name, _, folder = argument.rpartition("=")
-        runtime = load_checkpoint(Path(folder), model.device, model.dtype)
-        edits = edit_all(model, runtime, pictures, reference=exact, **how)  # type: ignore[arg-type]
+        runtime = open_checkpoint(Path(folder), model)
+        edits = edit_all(
+            model, runtime, pictures, reference=exact, context_refresh=given.context_refresh, **how
+        )  # fmt: skip
         found = summarize(edits)
         each = " ".join(f"{e.to_reference.psnr:.1f}" for e in edits if e.to_reference)
         print(f"{name or runtime.precision:9}  {found['psnr']:6.1f}  {found['psnr_worst']:5.1f}  {each}", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from quant.recipes import BLOCKS
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -160,14 +162,14 @@ def quantize(transformer: Any, precision: str, sample: Sample) -> None:
     """
     import torch
 
-    from core.edit import lowbit, native
+    from core.edit import lowbit
     from core.edit.quantized import AttentionProcessor, AttentionScales, Emulated, QuantLinear
 
     device = transformer.device
-    arithmetic = native.Native() if native.serves(device) else Emulated(4 << 30)
+    arithmetic = Emulated(4 << 30)
     linears = {
         f"{name}.{part}": module
-        for name in native.BLOCKS
+        for name in BLOCKS
         for part, module in getattr(transformer, name).named_modules()
         if isinstance(module, torch.nn.Linear)
     }
@@ -194,7 +196,7 @@ def quantize(transformer: Any, precision: str, sample: Sample) -> None:
         module.weight = None  # type: ignore[assignment]  # a whole model would not fit twice
     for module in transformer.modules():
         if hasattr(module, "set_processor"):
-            scales = AttentionScales(*[8.0 / lowbit.E4M3_MAX] * 3).to(device)
+            scales = AttentionScales(*[8.0 / lowbit.E4M3_MAX] * 3, hadamard=True).to(device)
             module.set_processor(AttentionProcessor(arithmetic, scales))
 
 

@@ -42,9 +42,6 @@ class FastSession:
     runtime: str = "fast"
     sizes: tuple[tuple[int, int], ...] = ()
 
-    def prepare(self, prompts: list[str]) -> None:
-        pass
-
     def edit(
         self, image, prompt, *, seed, steps, guidance, context_refresh, keep_model_size, on_step, resume
     ) -> FastEdit:
@@ -75,12 +72,13 @@ class FastStudio:
     device: str = "fast"
     log: Path = field(default_factory=lambda: Path(os.environ["KONTEXT_TEST_LOG"]))
     on_load: Callable[[object], None] = lambda loading: None
+    max_vram: int | None = None
 
-    def open(self, model: str, precision: str, runtime: str, *, keep_context: bool = False) -> FastSession:
+    def open(self, model, precision, runtime, *, keep_context=False, prompts=(), upcoming=tuple) -> FastSession:
         return FastSession(self.log)
 
-    def make_room(self) -> bool:
-        return False
+    def make_room(self) -> str:
+        return ""
 
 
 def main(database: Path, log: Path) -> None:

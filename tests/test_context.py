@@ -19,8 +19,7 @@ from test_queue import enqueue
 
 from core.edit import editor, lowbit
 from core.edit.context import ContextCache, KeptContext
-from core.edit.native import BLOCKS, Native
-from core.edit.quantized import QUANT_FILE, AttentionScales, Emulated, hadamard_matrices, load_transformer
+from core.edit.quantized import QUANT_FILE, AttentionScales, Emulated, load_transformer
 from core.edit.refresh import can_resume, full_steps
 from core.edit.runtimes import choose
 from core.edit.runtimes.torch_runtime import TorchRuntime
@@ -96,30 +95,14 @@ def test_kept_keys_and_values_stand_in_for_the_context(precision, conditioning, 
         assert error(predict(latents, torch.tensor([500.0]), False), full) > 2e-2
 
 
-def test_native_products_keep_mixed_keys_in_a_byte_each(tmp_path, conditioning, latents):
-    transformer = load_transformer(mixed(tmp_path), CPU, torch.bfloat16, Native())
-    halved = Conditioning(*(each.bfloat16() for each in vars(conditioning).values()))
-    run = TorchRuntime(transformer, "fp8")
-    full, partial = steps(run, halved, latents.bfloat16(), True, False)
-    exact = plain(runtime("fp32"), conditioning, latents)
-    assert error(partial, full) < error(full, exact)  # keeping in E4M3 costs less than computing in it
-    blocks = sum(len(getattr(transformer, name)) for name in BLOCKS)
-    assert run.kept_bytes == blocks * 2 * TOKENS * 4 * 64
-    plain(run, halved, latents.bfloat16())
-    assert run.kept_bytes == 0
-
-
-def test_keys_that_come_unmixed_are_kept_mixed_and_given_back_unmixed():
+def test_keys_and_values_are_kept_in_a_byte_each():
     generator = torch.Generator().manual_seed(0)
     key, value = (torch.randn(1, 8, 2, 64, generator=generator) for _ in "kv")
-    key[..., 3] *= 50  # a large channel, which mixing spreads over all
-    for_key = hadamard_matrices(64)[1]
-    largest = [float((key @ for_key).abs().max()), float(value.abs().max())]
-    scales = AttentionScales(1.0, *(each / lowbit.E4M3_MAX for each in largest), hadamard=True)
-    kept = KeptContext((1, 5, 2, 64), key, scales, mix=True)
+    scales = AttentionScales(1.0, *(float(each.abs().max()) / lowbit.E4M3_MAX for each in (key, value)))
+    kept = KeptContext((1, 5, 2, 64), key, scales)
     assert kept.extend(key, value) == (key, value)
     assert kept.key.dtype == kept.value.dtype == torch.float8_e4m3fn
-    assert torch.equal(kept.key.float(), lowbit.to_e4m3(key[:, 3:] @ for_key, scales.k).float())
+    assert torch.equal(kept.key.float(), lowbit.to_e4m3(key[:, 3:], scales.k).float())
     kept.reuse = True
     keys, values = kept.extend(key[:, :3], value[:, :3])
     assert torch.equal(keys[:, :3], key[:, :3])
@@ -140,28 +123,6 @@ def test_an_exact_edit_afterwards_is_what_it_was_bit_for_bit(tiny, conditioning,
     steps(run, conditioning, latents, True, False)
     assert torch.equal(plain(run, conditioning, latents), before)
     assert [type(each) for each in tiny.transformer.attn_processors.values()] == processors
-
-
-def test_compiled_blocks_have_two_shapes_and_no_breaks(tmp_path, conditioning, latents):
-    transformer = load_transformer(mixed(tmp_path), CPU, torch.bfloat16, Native())
-    for name, count in zip(BLOCKS, (1, 2), strict=True):
-        setattr(transformer, name, getattr(transformer, name)[:count])
-    halved = Conditioning(*(each.bfloat16() for each in vars(conditioning).values()))
-    run = TorchRuntime(transformer, "fp8")
-    expected = steps(run, halved, latents.bfloat16(), True, False)
-    torch._dynamo.reset()
-    counted = torch._dynamo.utils.counters["stats"]
-    counted.clear()
-    for name in BLOCKS:
-        for block in getattr(transformer, name):
-            block.compile(dynamic=False, fullgraph=True, backend="eager")
-    again = steps(run, halved, latents.bfloat16(), True, False, True, False)
-    for one, two in zip(again, expected * 2, strict=True):
-        assert error(one, two) < 1e-2
-    # Two kinds of step, times a double and a single block; the first single one gets its input in other strides.
-    assert counted["unique_graphs"] == 2 * 3
-    steps(run, halved, latents.bfloat16(), True, False)  # another edit of the same shape compiles nothing
-    assert counted["unique_graphs"] == 2 * 3
 
 
 def test_room_is_made_anew_for_another_shape(conditioning, latents):

@@ -54,7 +54,7 @@ class Studio(FastStudio):
     before: Callable[[int], None] = lambda number: None
     edits: int = 0
 
-    def open(self, model, precision, runtime, *, keep_context=False):
+    def open(self, *arguments, **options):
         studio = self
 
         class Session(FastSession):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -78,7 +79,9 @@ def test_two_photographs_two_turns_and_the_second_run_has_nothing_to_do(folder):
     done = run(folder, "--json")
     assert done.returncode == 0, done.stderr
     jobs = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [set(job) for job in jobs] == [{"job", "input", "state", "output", "error", "turns"}] * 2
+    assert [set(job) for job in jobs] == [{"job", "input", "state", "output", "error", "peak_bytes", "turns"}] * 2
+    assert all(job["peak_bytes"] > 50 << 20 for job in jobs)
+    assert re.search(r"turn 2/2 [\d.]+ s, \d+ ms a step, peak \d+ MiB: ", done.stderr)
     for job in jobs:
         assert (job["state"], job["error"]) == ("done", None)
         assert [t["prompt"] for t in job["turns"]] == ["Make it black and white", "Add fog"]

@@ -14,41 +14,30 @@ import torch
 from torch import Tensor
 
 from core.edit import lowbit
-from core.edit.quantized import AttentionProcessor, AttentionScales, Emulated, hadamard_matrices
+from core.edit.quantized import AttentionProcessor, AttentionScales, Emulated
 
 
 class KeptContext:
     """Keys and values of one attention's context tokens [B, tokens, heads, dim], in buffers that stay where they are.
 
-    With the scales of a quantized attention they lie there in E4M3, one byte each. A compiler sees two variants of a
-    block, by `reuse`, and tensors of one shape that it may read and write.
+    With the scales of a quantized attention they lie there in E4M3, one byte each.
     """
 
-    def __init__(self, shape: tuple[int, ...], like: Tensor, scales: AttentionScales | None, *, mix: bool) -> None:
-        """mix: keys arrive without the mixing that their scale was calibrated for."""
+    def __init__(self, shape: tuple[int, ...], like: Tensor, scales: AttentionScales | None) -> None:
         dtype = like.dtype if scales is None else torch.float8_e4m3fn
         self.key, self.value = (torch.empty(shape, dtype=dtype, device=like.device) for _ in "kv")
         self.key_scale: Tensor | None = None if scales is None else scales.k
         self.value_scale: Tensor | None = None if scales is None else scales.v
-        self.mix: tuple[Tensor, Tensor] | None = None
-        if mix:
-            for_query, for_key = hadamard_matrices(shape[-1])
-            self.mix = for_key.to(like), for_query.t().to(like)  # there and back: one inverts the other
         self.reuse = False
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values [B, tokens, heads, dim] that this step's queries meet; a full step's are kept too."""
         if self.reuse:
             kept_key = _read(self.key, self.key_scale, key.dtype)
-            if self.mix is not None:
-                kept_key = kept_key @ self.mix[1]
             kept_value = _read(self.value, self.value_scale, value.dtype)
             return torch.cat([key, kept_key], dim=1), torch.cat([value, kept_value], dim=1)
         tokens = self.key.shape[1]
-        of_context = key[:, -tokens:]
-        if self.mix is not None:
-            of_context = of_context @ self.mix[0]
-        self.key.copy_(_stored(of_context, self.key_scale))
+        self.key.copy_(_stored(key[:, -tokens:], self.key_scale))
         self.value.copy_(_stored(value[:, -tokens:], self.value_scale))
         return key, value
 
@@ -74,9 +63,7 @@ class ContextCache:
             if not isinstance(module.processor, AttentionProcessor):  # diffusers' own, on a CPU
                 self._replaced.append((module, module.processor))
                 module.set_processor(AttentionProcessor(Emulated(), None))
-            scales, arithmetic = module.processor.scales, module.processor.arithmetic
-            mix = scales is not None and scales.hadamard and not arithmetic.rounds_attention
-            module.processor.kept = KeptContext(shape, context, scales, mix=mix)
+            module.processor.kept = KeptContext(shape, context, module.processor.scales)
             self._kept.append(module.processor.kept)
 
     def end(self) -> None:

@@ -146,22 +146,26 @@ def hub_folder(spec: ModelSpec, *, download: bool = False) -> Path:
 def _check_weights(part: Path, name: str) -> None:
     """A component's weights are there: each file its index names, and each as long as its header says."""
     _read_json(part / "config.json", name)
-    indexes = sorted(part.glob("*.safetensors.index.json"))
-    if indexes:
-        shards = {str(file) for file in _read_json(indexes[0], name).get("weight_map", {}).values()}
-        files = [part / shard for shard in sorted(shards)]
-    else:
-        files = sorted(part.glob("*.safetensors"))
+    files = weight_files(part, name)
     if not files:
         raise UnavailableError(_incomplete(name, part / "*.safetensors"))
     for file in files:
-        tensors = _whole_header(file) if file.is_file() else None
+        tensors = whole_header(file) if file.is_file() else None
         if tensors is None:
             raise UnavailableError(_incomplete(name, file))
         if any(is_lora(tensor) for tensor in tensors):
             raise UnavailableError(_unfused(name, file))
     for file in (*part.parent.glob("*lora*.safetensors"), *part.glob("*lora*.safetensors")):
         raise UnavailableError(_unfused(name, file))
+
+
+def weight_files(part: Path, name: str = "the model") -> list[Path]:
+    """A component's safetensors: those its index names, or all there are. name: of the model, for messages."""
+    indexes = sorted(part.glob("*.safetensors.index.json"))
+    if not indexes:
+        return sorted(part.glob("*.safetensors"))
+    shards = {str(file) for file in _read_json(indexes[0], name).get("weight_map", {}).values()}
+    return [part / shard for shard in sorted(shards)]
 
 
 def is_lora(tensor: str) -> bool:
@@ -176,7 +180,7 @@ def _unfused(name: str, file: Path) -> str:
     )
 
 
-def _whole_header(file: Path) -> dict[str, Any] | None:
+def whole_header(file: Path) -> dict[str, Any] | None:
     """A safetensors file's tensors, None if it is not as long as its header says (huggingface/safetensors)."""
     size = file.stat().st_size
     with file.open("rb") as stream:

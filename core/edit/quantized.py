@@ -44,9 +44,6 @@ SOFTMAX_SCALE = 1.0 / lowbit.E4M3_MAX
 class Arithmetic(Protocol):
     """The operations of quantized layers."""
 
-    rounds_attention: bool
-    """Whether attention rounds its inputs; only then is there something to mix them for."""
-
     def product(self, x: Tensor, layer: QuantLinear) -> Tensor:
         """A linear [..., in] -> [..., out] with its bias, without its low-rank branch."""
         ...
@@ -118,8 +115,6 @@ class Emulated:
     Dequantized weights are kept as long as they take less than `cache_bytes` together.
     """
 
-    rounds_attention = True
-
     def __init__(self, cache_bytes: int = 0) -> None:
         self.cache_bytes = cache_bytes
         self._weights: WeakKeyDictionary[QuantLinear, Tensor] = WeakKeyDictionary()
@@ -187,7 +182,7 @@ class AttentionProcessor:
             value = torch.cat([heads(attn.add_v_proj(text)), value], dim=1)
         if image_rotary_emb is not None:
             query, key = rotate(query, *image_rotary_emb), rotate(key, *image_rotary_emb)
-        if self.arithmetic.rounds_attention and self.scales is not None and self.scales.hadamard:
+        if self.scales is not None and self.scales.hadamard:
             for_query, for_key = hadamard_matrices(attn.head_dim)
             query, key = query @ for_query.to(query), key @ for_key.to(key)
         if self.kept is not None:
@@ -278,3 +273,10 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def _as(tensor: Tensor | None, like: Tensor) -> Tensor | None:
     return None if tensor is None else tensor.to(like.dtype)
+
+
+def use_own_attention(transformer: Any) -> None:
+    """Put our attention into an unquantized transformer: diffusers' is one that compilers break at."""
+    for module in transformer.modules():
+        if hasattr(module, "set_processor"):
+            module.set_processor(AttentionProcessor(Emulated(), None))

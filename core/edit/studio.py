@@ -8,14 +8,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
 from core.edit.models import ModelSpec, find_spec, locate
-from core.edit.runtimes import Choice, choose
+from core.edit.placement import EVERYTHING, Memory, Placement
+from core.edit.runtimes import Choice, Room, choose
 
 if TYPE_CHECKING:
     from core.edit.editor import Edit, Progress
@@ -34,10 +36,6 @@ class Session(Protocol):
     @property
     def sizes(self) -> Sequence[Size]:
         """That the model works at: a picture may come in the one it gets; none leaves every picture as it is."""
-        ...
-
-    def prepare(self, prompts: list[str]) -> None:
-        """Encode these prompts now, each distinct one once."""
         ...
 
     def edit(
@@ -63,7 +61,7 @@ class Session(Protocol):
         ...
 
     def peak_bytes(self) -> int:
-        """The most memory in use so far: of the GPU where there is one, else of this process."""
+        """The most memory in use since the session was opened for this job; of the whole process on a CPU."""
         ...
 
 
@@ -71,16 +69,28 @@ class Studio(Protocol):
     """Opens sessions. A worker is given one; tests may give it theirs."""
 
     device: str
+    max_vram: int | None
+    """Bytes of its GPU that it may take; None for what is free."""
 
-    def open(self, model: str, precision: str, runtime: str, *, keep_context: bool = False) -> Session:
+    def open(
+        self,
+        model: str,
+        precision: str,
+        runtime: str,
+        *,
+        keep_context: bool = False,
+        prompts: Sequence[str] = (),
+        upcoming: Callable[[], Sequence[str]] = tuple,
+    ) -> Session:
         """Make ready what a job asks for. Raises UnavailableError where this machine cannot.
 
-        keep_context: edits may ask for a `context_refresh` above 1.
+        keep_context: edits may ask for a `context_refresh` above 1. prompts: the job's, encoded when this returns;
+        upcoming: those of jobs to come with this model, asked for where encoding them along saves time.
         """
         ...
 
-    def make_room(self) -> bool:
-        """After running out of memory: need less from now on. False where there is nothing left to give up."""
+    def make_room(self) -> str:
+        """After running out of memory: need less from now on, and say how. Empty where nothing is left to give up."""
         ...
 
 
@@ -115,11 +125,15 @@ class LoadedSession:
     def sizes(self) -> Sequence[Size]:
         return self.model.spec.sizes
 
-    def prepare(self, prompts: list[str]) -> None:
-        from core.edit.loading import encode_prompt
+    def prepare(self, prompts: Sequence[str], upcoming: Callable[[], Sequence[str]] = tuple) -> None:
+        """Begin a job: encode its prompts, each distinct one once, and measure its memory from here on."""
+        from core.edit.loading import encode_prompts
 
-        for prompt in prompts:
-            encode_prompt(self.model, prompt)
+        if self.model.device.type == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self.model.device)
+        encode_prompts(self.model, prompts, upcoming)
 
     def edit(
         self,
@@ -163,12 +177,24 @@ class LoadedSession:
             self._factors = colour_factors(self.model)
         return sketch(self.model, self._factors, latents, *working_size(*size, self.model.spec.sizes))
 
+    def held_bytes(self) -> int:
+        """GPU memory that is free again once this session is gone."""
+        if self.model.device.type != "cuda":
+            return 0
+        import torch
+
+        return torch.cuda.memory_reserved(self.model.device) + self.run.device_bytes
+
     def peak_bytes(self) -> int:
         if self.model.device.type == "cuda":
             import torch
 
             return torch.cuda.max_memory_allocated(self.model.device) + self.run.device_bytes
         return peak_resident_bytes()
+
+
+Asked = tuple[str, str, str, bool]
+"""Model, precision, runtime, keep_context."""
 
 
 @dataclass
@@ -178,38 +204,98 @@ class LocalStudio:
     device: str = "auto"
     on_load: Callable[[Loading], None] = lambda loading: None
     """Called with what loading a model took."""
-    _asked: tuple[str, str, str, bool] | None = None
+    max_vram: int | None = None
+    _asked: Asked | None = None
     _loaded: tuple[str, Choice] | None = None
     _session: LoadedSession | None = None
+    _floors: dict[Asked, Placement] = field(default_factory=dict)
+    """What was given up for lack of memory."""
 
-    def open(self, model: str, precision: str, runtime: str, *, keep_context: bool = False) -> LoadedSession:
+    def open(
+        self,
+        model: str,
+        precision: str,
+        runtime: str,
+        *,
+        keep_context: bool = False,
+        prompts: Sequence[str] = (),
+        upcoming: Callable[[], Sequence[str]] = tuple,
+    ) -> LoadedSession:
         asked = (model, precision, runtime, keep_context)
         if self._session is None or self._asked != asked:
             spec = find_spec(model)
             folder = locate(spec, download=True)
-            choice = choose(runtime, precision, spec.name, folder, keep_context=keep_context)
+            memory, floor = self.gpu_memory(), self._floors.get(asked, EVERYTHING)
+            room = Room(memory, spec, floor) if memory else None
+            choice = choose(runtime, precision, spec.name, folder, keep_context=keep_context, room=room)
+            if room is None:
+                choice = replace(choice, placement=floor)
             if self._session is None or self._loaded != (model, choice):
-                self._session = self._asked = None  # frees the old weights before the new ones come
-                self._session, self._loaded = self._load(spec, folder, choice), (model, choice)
-            self._asked = asked
+                self._session = None  # frees the old weights before the new ones come
+                self._asked, self._loaded = asked, (model, choice)
+                self._session = self._load(spec, folder, choice, prompts, upcoming)
+            else:
+                self._place(choice)
+            self._asked, self._loaded = asked, (model, choice)
+        self._session.prepare(prompts, upcoming)
         return self._session
 
-    def make_room(self) -> bool:
-        """Empty the caches, take the text encoders off the GPU and let the VAE work in tiles; once."""
-        from core.edit.loading import shrink
+    def make_room(self) -> str:
+        """The next rung: take the text encoders off the GPU, then let the VAE work in tiles."""
+        if self._loaded is None or self._asked is None:
+            return ""
+        model, choice = self._loaded
+        placement = choice.placement.smaller(gpu=self.device != "cpu")
+        if placement is None:
+            return ""
+        self._floors[self._asked] = placement
+        choice = replace(choice, placement=placement)
+        self._loaded = model, choice
+        if self._session is not None:
+            self._place(choice)
+        return str(placement)
 
-        return self._session is not None and shrink(self._session.model)
+    def gpu_memory(self) -> Memory | None:
+        """Of the GPU that this studio loads onto, before torch is imported; what the loaded model holds is free for
+        the next one. None without a GPU."""
+        from core.edit.runtimes.trt_api import gpu_memory
 
-    def _load(self, spec: ModelSpec, folder: Path, choice: Choice) -> LoadedSession:
+        if self.device == "cpu" or version("torch").endswith("+cpu"):
+            return None
+        found = gpu_memory(int(self.device.partition(":")[2] or 0))
+        if found is None:
+            return None
+        return Memory(found[0] + (self._session.held_bytes() if self._session else 0), found[1], self.max_vram)
+
+    def _place(self, choice: Choice) -> None:
+        from core.edit.loading import rearrange
+
+        assert self._session is not None
+        self._session.run.release()
+        rearrange(self._session.model, choice.placement)
+
+    def _load(
+        self,
+        spec: ModelSpec,
+        folder: Path,
+        choice: Choice,
+        prompts: Sequence[str],
+        upcoming: Callable[[], Sequence[str]],
+    ) -> LoadedSession:
         start = time.perf_counter()
         with _no_collection():
-            from core.edit.loading import load, pick_device  # torch, diffusers, transformers
+            from core.edit.loading import limit_memory, load, pick_device  # torch, diffusers, transformers
             from core.edit.runtimes.opening import open_runtime
         imported = time.perf_counter()
         device = pick_device(self.device)
         self.device = str(device)
-        loaded = load(spec, folder, device, transformer=choice.artifact is None)
+        limit_memory(device, self.max_vram)
+        loaded = load(
+            spec, folder, device, transformer=choice.artifact is None, placement=choice.placement, prompts=prompts,
+            upcoming=upcoming,
+        )  # fmt: skip
         session = LoadedSession(loaded, open_runtime(choice, loaded))
+        limit_memory(device, self.max_vram, beside=session.run.device_bytes)
         took = time.perf_counter() - imported
         how = (session.precision, session.runtime, choice.reason)
         self.on_load(Loading(spec.name, self.device, *how, imported - start, took))

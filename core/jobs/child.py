@@ -42,6 +42,7 @@ def main() -> int:
     conn = connect(options.db, create=False)
     conn.on_busy = lambda: _wait_on(stop)
     studio = _studio(options.studio, options.device)
+    studio.max_vram = options.max_vram
     studio.on_load = lambda loading: _tell(Event("loaded", data=asdict(loading)))
     seconds = float(os.environ.get("KONTEXT_TUI_CHECKPOINT_SECONDS", checkpoints.SECONDS))
     told = 0
@@ -103,6 +104,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="core.jobs.child")
     parser.add_argument("--db", type=Path, required=True)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--max-vram", type=int)
     parser.add_argument("--batch", type=int)
     parser.add_argument("--drain", action="store_true")
     parser.add_argument("--studio", default="core.edit.studio:LocalStudio")

@@ -22,6 +22,8 @@ from core.jobs.writes import close_attempt, leave_running, now_ms, write_event
 
 LEASE_MS = 30_000
 MAX_DEATHS = 2
+LOOK_AHEAD = 4096
+"""Waiting jobs whose prompts are looked at."""
 NEXT_WAITING = (
     # Named, or the planner takes the index on states and sorts all that wait.
     "SELECT id FROM jobs INDEXED BY jobs_waiting WHERE state = 'queued' ORDER BY priority DESC, id LIMIT 1"
@@ -178,6 +180,20 @@ def next_pictures(conn: sqlite3.Connection, model: str, *, batch_id: int | None,
         {"model": model, "batch": batch_id, "ahead": ahead},
     )
     return [Path(path_from_db(path)) for row in rows for path in row if path is not None]
+
+
+def upcoming_prompts(conn: sqlite3.Connection, model: str, *, batch_id: int | None = None) -> list[str]:
+    """Prompts that are not done yet of the next jobs that wait with this model (in one batch), each once, in the
+    order of the jobs."""
+    batch = "AND id IN (SELECT job_id FROM batch_jobs WHERE batch_id = :batch)" if batch_id is not None else ""
+    rows = conn.execute(
+        "SELECT t.prompt FROM (SELECT id, row_number() OVER (ORDER BY priority DESC, id) AS place"
+        f" FROM jobs INDEXED BY jobs_waiting WHERE state = 'queued' AND model = :model {batch}"
+        " ORDER BY place LIMIT :jobs) j JOIN turns t ON t.job_id = j.id WHERE t.state <> 'done'"
+        " GROUP BY t.prompt ORDER BY min(j.place), min(t.turn)",
+        {"model": model, "batch": batch_id, "jobs": LOOK_AHEAD},
+    )
+    return [row["prompt"] for row in rows]
 
 
 def earlier_tokens(conn: sqlite3.Connection, claim: Claim) -> list[str]:

@@ -20,7 +20,8 @@ class Turn:
     """A turn of a job as stored. `from_turn` 0 is the input; `state` is pending, running, saving or done.
 
     `review` is accepted, rejected or None; `added_at` is None for the script's own turns, and the time of asking for
-    a redo (of the turn `redo_of`) or a branch.
+    a redo (of the turn `redo_of`) or a branch. `peak_bytes`: the most memory of its job until its end, of the GPU
+    where it ran on one.
     """
 
     turn: int
@@ -39,6 +40,7 @@ class Turn:
     attempt: int | None
     precision: str | None
     runtime: str | None
+    peak_bytes: int | None
     review: str | None
     reviewed_at: int | None
     added_at: int | None

@@ -170,6 +170,11 @@ class Saver:
             failed, self._failed = self._failed, []
         return failed
 
+    def keep_failed(self, held: Held) -> None:
+        """It is to be settled later."""
+        with self._changed:
+            self._failed.append(held)
+
     def forget(self, held: Held) -> None:
         """It has been settled."""
         with self._changed:

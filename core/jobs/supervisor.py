@@ -45,12 +45,14 @@ BREAKER_COUNT, BREAKER_SECONDS = 3, 600.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What to supervise. devices: one child each, such as cpu, auto, cuda:0. batch_id: these jobs alone."""
+    """What to supervise. devices: one child each, such as cpu, auto, cuda:0. batch_id: these jobs alone. max_vram:
+    bytes of its GPU that each child may take."""
 
     database: Path
     devices: Sequence[str] = ("auto",)
     batch_id: int | None = None
     drain: bool = True
+    max_vram: int | None = None
     studio: str = "core.edit.studio:LocalStudio"
     step_seconds: float = STEP_SECONDS
     grace_seconds: float = GRACE_SECONDS
@@ -140,6 +142,8 @@ def _start(plan: Plan, device: str) -> Child:
         command += ["--device", "cuda:0"]
     else:
         command += ["--device", device]
+    if plan.max_vram is not None:
+        command += ["--max-vram", str(plan.max_vram)]
     if plan.batch_id is not None:
         command += ["--batch", str(plan.batch_id)]
     if plan.drain:

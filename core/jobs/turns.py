@@ -54,8 +54,10 @@ def edit_turns(worker: Worker, held: Held, check: Check, *, again: bool = False)
     worker.tell("loading", claim, model=job.model)
     # By all turns, so that one that is made anew runs in what it ran in before.
     refresh = max(turn.context_refresh for turn in turns)
-    session = worker.studio.open(job.model, job.precision, job.runtime, keep_context=refresh > 1)
-    session.prepare([turn.prompt for turn in todo])
+    session = worker.studio.open(
+        job.model, job.precision, job.runtime, keep_context=refresh > 1, prompts=[turn.prompt for turn in todo],
+        upcoming=lambda: claims.upcoming_prompts(worker.conn, job.model, batch_id=worker.batch_id),
+    )  # fmt: skip
     picture = picture.fit(session.sizes)
     made: dict[int, Place] = {}
     last: Save | None = None

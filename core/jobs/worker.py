@@ -128,6 +128,9 @@ def _settle_failed(worker: Worker, at_work: Held | None = None) -> None:
         assert held.error is not None
         if held is at_work:
             raise held.error
+        if at_work is not None and classify(held.error).remedy is Remedy.SMALLER:
+            worker.saver.keep_failed(held)  # until no edit is under way: what gives up memory may be in use
+            continue
         try:
             _end(worker, held, held.error)
         except BaseException as error:
@@ -191,11 +194,13 @@ def _fail(worker: Worker, claim: Claim, failure: Failure, trace: str | None) -> 
         return
     failures = claims.failures(worker.conn, claim) + 1
     tried = failures >= claim.job.max_attempts
-    if remedy is Remedy.DEAD or tried or (remedy is Remedy.SMALLER and not worker.studio.make_room()):
+    given_up = worker.studio.make_room() if remedy is Remedy.SMALLER and not tried else ""
+    if remedy is Remedy.DEAD or tried or (remedy is Remedy.SMALLER and not given_up):
         claims.fail_job(worker.conn, claim, kind, message, trace)
         worker.tell("dead", claim, kind=kind, message=message)
     else:
         delay = backoff_ms(failures) if remedy is Remedy.LATER else 0
+        message += f"; from now on {given_up}" if given_up else ""
         claims.retry_later(worker.conn, claim, kind, message, trace, delay)
         worker.tell("failed", claim, kind=kind, message=message, retry_seconds=delay / 1000)
     if remedy is Remedy.NEW_PROCESS:

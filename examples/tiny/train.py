@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.edit import native
 from core.edit.loading import Model
+from core.edit.quantized import use_own_attention
 from examples.tiny import bank, checkpoint
 from examples.tiny.model import (
     SHIPPED,
@@ -133,7 +133,7 @@ def prepare_gpu(net: nn.ModuleDict, *, eager: bool) -> None:
     """
     torch.set_float32_matmul_precision("high")
     torch.backends.cuda.enable_cudnn_sdp(False)
-    native.use_own_attention(net["transformer"])
+    use_own_attention(net["transformer"])
     if not eager:
         net["transformer"].compile_repeated_blocks()  # type: ignore[operator]
 

@@ -59,6 +59,7 @@ def bench(
     charts: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Write charts there, as PNG.", show_default=False)
     ] = None,
+    no_compile: opt.NoCompile = False,
     gpus: opt.Gpus = "auto",
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -75,6 +76,7 @@ def bench(
     if random_weights and [each for each in runtime or () if each != "torch"]:
         raise UsageError("--random-weights has no graph and no engine: leave --runtime out")
     devices = resolve(gpus)
+    opt.leave_uncompiled(no_compile)
     spec = None if random_weights else find_spec(model)
     folder = None if spec is None else locate(spec, download=True)
     choices: list[Choice] = []

@@ -15,6 +15,8 @@ from core import __version__, paths
 from core.edit.models import MODELS, locate
 from core.errors import KontextError
 from core.jobs.database import connect, damage
+from kontext_tui import settings
+from kontext_tui.figures import size
 
 PACKAGES = (
     "torch",
@@ -45,7 +47,7 @@ class Check:
 
 
 def run_checks(db: Path | None) -> list[Check]:
-    return [*_versions(), *_devices(), *_models(), *_queue(paths.database(db))]
+    return [*_versions(), *_devices(), *_limit(), *_models(), *_queue(paths.database(db))]
 
 
 def _versions() -> Iterator[Check]:
@@ -79,11 +81,19 @@ def _devices() -> Iterator[Check]:
         return
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
-        yield Check(
-            f"cuda:{index}",
-            True,
-            f"{found.name}, {found.total_memory / 2**30:.0f} GiB, sm {found.major}{found.minor}",
-        )
+        free = torch.cuda.mem_get_info(index)[0]
+        memory = f"{size(found.total_memory)}, {size(free)} free"
+        yield Check(f"cuda:{index}", True, f"{found.name}, {memory}, sm {found.major}{found.minor}")
+
+
+def _limit() -> Iterator[Check]:
+    try:
+        limit = settings.max_vram()
+    except KontextError as error:
+        yield Check("max_vram", False, str(error))
+        return
+    if limit is not None:
+        yield Check("max_vram", True, f"a worker takes at most {size(limit)} of a GPU ({paths.config_file()})")
 
 
 def _models() -> Iterator[Check]:

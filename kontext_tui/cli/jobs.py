@@ -9,6 +9,7 @@ import typer
 
 from core.errors import UsageError
 from kontext_tui.cli import options as opt
+from kontext_tui.figures import size
 from kontext_tui.text import safe_text
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def show(
 ) -> None:
     """One job: its turns and its story."""
     from core.jobs.records import get_job, get_turns, story
-    from kontext_tui.cli.report import clock, job_object, print_json, print_table
+    from kontext_tui.cli.report import clock, job_object, peak_bytes, print_json, print_table
 
     with opt.open_queue(db, create=False) as conn:
         found, turns, events = get_job(conn, job), get_turns(conn, job), story(conn, job)
@@ -181,6 +182,7 @@ def show(
             ("input", found.input_path),
             ("output", found.output_path),
             ("model", f"{found.model}, precision {found.precision}, runtime {found.runtime}"),
+            *([("memory", f"{size(peak)} at most")] if (peak := peak_bytes(turns)) else []),
             *[
                 (
                     f"turn {t.turn}",

@@ -209,7 +209,7 @@ def sentence(event: Event, tally: Tally) -> str | None:
     if event.what == "turn_done":
         return (
             f"{name}: turn {event.turn}/{data['turns']} {data['seconds']:.2f} s, "
-            f"{median(data['step_ms']):.0f} ms a step: {_place(data['output'])}"
+            f"{median(data['step_ms']):.0f} ms a step, peak {size(data['peak_bytes'])}: {_place(data['output'])}"
         )
     if event.what == "note":
         return f"{name}: {safe_text(data['text'])}"

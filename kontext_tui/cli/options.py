@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sqlite3
@@ -65,8 +66,39 @@ Again = Annotated[bool, typer.Option("--again", help="Edit pictures again that t
 
 
 Gpus = Annotated[str, typer.Option("--gpus", metavar="auto|all|cpu|0,1", help="Where to edit; a worker for each.")]
+MaxVram = Annotated[
+    str | None,
+    typer.Option(
+        "--max-vram",
+        metavar="SIZE",
+        help="GPU memory a worker may take: 12GB, 11.5GiB. Else `max_vram` of config.toml, else what is free.",
+        show_default=False,
+    ),
+]
+NoCompile = Annotated[
+    bool, typer.Option("--no-compile", help="Do not compile the model: its first step comes sooner, all are slower.")
+]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")]
 JobIds = Annotated[list[int] | None, typer.Argument(metavar="JOB", help="Job numbers.", show_default=False)]
+
+
+def max_vram(given: str | None) -> int | None:
+    """`--max-vram`, else what the configuration says, in bytes. Raises UsageError."""
+    from kontext_tui import settings
+    from kontext_tui.figures import read_size
+
+    if given is None:
+        return settings.max_vram()
+    try:
+        return read_size(given)
+    except ValueError as error:
+        raise UsageError(f"--max-vram {given!r}: {error}") from None
+
+
+def leave_uncompiled(wanted: bool) -> None:
+    """`--no-compile`, as workers and this process see it: `core.edit.native.can_compile` reads it."""
+    if wanted:
+        os.environ["KONTEXT_TUI_COMPILE"] = "0"
 
 
 def end_cleanly() -> None:

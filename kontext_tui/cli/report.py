@@ -20,8 +20,14 @@ def job_object(job: Job, turns: Sequence[Turn], *, reused: frozenset[int] | None
         "state": job.state,
         "output": job.output_path if job.state == "done" else None,
         "error": error,
+        "peak_bytes": peak_bytes(turns),
         "turns": [_turn_object(turn, reused) for turn in turns],
     }
+
+
+def peak_bytes(turns: Sequence[Turn]) -> int | None:
+    """The most memory that a job took, of the GPU where it ran on one; None before a turn of it is done."""
+    return max((turn.peak_bytes for turn in turns if turn.peak_bytes), default=None)
 
 
 def _turn_object(turn: Turn, reused: frozenset[int] | None) -> dict[str, Any]:

@@ -32,6 +32,8 @@ def run(
     context_refresh: opt.ContextRefresh = None,
     again: opt.Again = False,
     gpus: opt.Gpus = "auto",
+    max_vram: opt.MaxVram = None,
+    no_compile: opt.NoCompile = False,
     db: opt.Db = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -42,7 +44,8 @@ def run(
     from kontext_tui.cli.enqueue import Overrides, enqueue
     from kontext_tui.cli.narrate import narrator
 
-    devices = resolve(gpus)
+    devices, vram = resolve(gpus), opt.max_vram(max_vram)
+    opt.leave_uncompiled(no_compile)
     overrides = Overrides(input, output, model, precision, runtime, steps, seed, context_refresh)
     with opt.open_queue(db) as conn:
         added = enqueue(conn, script, overrides, again=again, quiet=quiet, fetch=True)
@@ -50,7 +53,7 @@ def run(
             reporter = _Reporter(conn, added, tell, json=json)
             reporter.tell_reused()
             if added.count("done") < len(added.jobs):
-                _work(conn, paths.database(db), devices, reporter.listen, batch_id=added.batch_id, drain=True)
+                _work(conn, paths.database(db), devices, vram, reporter.listen, batch_id=added.batch_id, drain=True)
             reporter.finish()
         left = [row["error_kind"] for row in conn.execute(_NOT_DONE, (added.batch_id,))]
     if left:
@@ -64,6 +67,8 @@ def work(
         str, typer.Option(metavar="text|json", help="json: every event as a line of stdout.")
     ] = "text",
     gpus: opt.Gpus = "auto",
+    max_vram: opt.MaxVram = None,
+    no_compile: opt.NoCompile = False,
     db: opt.Db = None,
     quiet: opt.Quiet = False,
 ) -> None:
@@ -73,13 +78,14 @@ def work(
     from core.jobs.records import counts
     from kontext_tui.cli.narrate import narrator
 
-    devices = resolve(gpus)
+    devices, vram = resolve(gpus), opt.max_vram(max_vram)
+    opt.leave_uncompiled(no_compile)
     if log_format not in ("text", "json"):
         raise UsageError(f"--log-format {log_format!r}: give text or json")
     with opt.open_queue(db) as conn, narrator(counts(conn)["queued"], quiet=quiet or log_format == "json") as tell:
         if log_format == "json":
             tell = _log
-        _work(conn, paths.database(db), devices, tell, batch_id=None, drain=drain)
+        _work(conn, paths.database(db), devices, vram, tell, batch_id=None, drain=drain)
 
 
 def _log(event: Event) -> None:
@@ -99,6 +105,7 @@ def _work(
     conn: sqlite3.Connection,
     database: Path,
     devices: list[str],
+    max_vram: int | None,
     listener: Listener,
     *,
     batch_id: int | None,
@@ -114,6 +121,7 @@ def _work(
         devices,
         batch_id,
         drain,
+        max_vram=max_vram,
         studio=os.environ.get("KONTEXT_TUI_STUDIO", Plan.studio),
         step_seconds=float(os.environ.get("KONTEXT_TUI_STEP_SECONDS", Plan.step_seconds)),
         grace_seconds=float(os.environ.get("KONTEXT_TUI_GRACE_SECONDS", Plan.grace_seconds)),

@@ -6,14 +6,18 @@ is imported; `core.edit.runtimes.opening` then makes it ready.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from core.edit.placement import EVERYTHING, Placement
 from core.errors import UnavailableError
 
 if TYPE_CHECKING:
     from core.edit.artifacts import Artifact
+    from core.edit.models import ModelSpec
+    from core.edit.placement import Memory, Transformer
     from core.edit.runtimes.trt_api import Gpu
     from core.edit.sampling import Conditioning, Predict
 
@@ -38,6 +42,20 @@ class Runtime(Protocol):
         """GPU memory held beside torch's."""
         ...
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of a transformer's weights in torch's memory; 0 for a runtime that has its own."""
+        ...
+
+    @property
+    def kept_bytes(self) -> int:
+        """What `keep_context` holds of the edit at work, or of the last one."""
+        ...
+
+    def release(self) -> None:
+        """Give back what is held beside the weights; the next edit takes it anew."""
+        ...
+
     def begin(self, conditioning: Conditioning, *, keep_context: bool = False) -> Predict:
         """Prepare one edit; the returned function predicts each of its steps, until another edit begins.
 
@@ -53,44 +71,132 @@ class Choice:
 
     runtime: str
     precision: str
-    reason: str
+    reason: str = field(compare=False)
     artifact: Artifact | None = None
+    placement: Placement = field(default=EVERYTHING, compare=False)
 
 
-def choose(runtime: str, precision: str, model: str, folder: Path, *, keep_context: bool = False) -> Choice:
+@dataclass(frozen=True)
+class Room:
+    """The GPU memory that a choice must fit, and whose it is. floor: give up at least what this placement does."""
+
+    memory: Memory
+    spec: ModelSpec
+    floor: Placement = EVERYTHING
+
+
+def choose(
+    runtime: str, precision: str, model: str, folder: Path, *, keep_context: bool = False, room: Room | None = None
+) -> Choice:
     """Pick the runtime and precision for a request where either may be `auto`.
 
-    model: its name, for messages; folder: where it lies; keep_context: for a `context_refresh` above 1. Raises
-    UnavailableError where nothing here can do what was asked, saying which command makes it possible.
+    model: its name, for messages; folder: where it lies; keep_context: for a `context_refresh` above 1; room: of the
+    GPU it must fit, None on a CPU. Raises UnavailableError where nothing here can do what was asked, saying which
+    command makes it possible, or which bytes are missing.
     """
     require_every_step_full(runtime, keep_context)
+    choices = _choices(runtime, precision, folder, keep_context=keep_context, spare=room is not None)
+    if room is not None and runtime != "onnx":  # which computes on the CPU
+        found = _first_that_fits(choices, folder, room, model, precision, keep_context=keep_context)
+    else:
+        found = next(choices, None)
+    if found is None:
+        raise UnavailableError(_missing(runtime, "bf16" if precision == "auto" else precision, model))
+    return found
+
+
+def _choices(runtime: str, precision: str, folder: Path, *, keep_context: bool, spare: bool) -> Iterator[Choice]:
+    """All that can serve a request, the best first. spare: on a GPU `auto` ends with what only saves memory."""
     unquantized = Choice("torch", "bf16", "the unquantized weights")
-    if runtime in ("auto", "torch") and precision == "bf16":
-        return unquantized
+    torch_may = runtime in ("auto", "torch")
+    if torch_may and precision == "bf16":
+        yield unquantized
+        return
     from core.edit.runtimes.trt_api import current_gpu
 
     gpu = current_gpu() if runtime == "tensorrt" or "auto" in (runtime, precision) else None
-    if precision == "auto" and runtime in ("auto", "torch") and gpu is None:
-        return unquantized
+    if precision == "auto" and torch_may and gpu is None:
+        yield unquantized
+        return
     able = KEEPS_CONTEXT if keep_context else RUNTIMES
     from core.edit.store import model_hash
 
     model_key = model_hash(folder / "transformer")
     by_name = "auto" not in (runtime, precision)
+    best = ", the fastest here" if precision == "auto" and gpu else ""
     for name, each in _candidates(runtime, precision, gpu):
         if name in able and (found := _serving(name, each, model_key, gpu, refused_too=by_name)):
-            best = ", the fastest here" if precision == "auto" and gpu else ""
-            return Choice(name, each, f"the {KIND[name]} made here{best}", found)
-    if precision == "auto" and runtime in ("auto", "torch"):
-        return unquantized
-    raise UnavailableError(_missing(runtime, "bf16" if precision == "auto" else precision, model))
+            yield Choice(name, each, f"the {KIND[name]} made here{best}", found)
+            best = ""
+    if precision == "auto" and torch_may:
+        yield unquantized
+        for each in SMALLEST if spare else ():
+            if found := _serving("torch", each, model_key, gpu, refused_too=False):
+                yield Choice("torch", each, f"the {KIND['torch']} made here", found)
+
+
+def _first_that_fits(
+    choices: Iterator[Choice], folder: Path, room: Room, model: str, precision: str, *, keep_context: bool
+) -> Choice | None:
+    """The first choice that the GPU holds, with how; None where there is no choice. Raises UnavailableError where
+    none fits."""
+    from core.edit import footprint
+    from core.edit.placement import gb, least, place
+
+    parts = footprint.parts_of(folder, room.spec)
+    passed: list[tuple[int, str]] = []
+    for choice in choices:
+        if choice.runtime == "onnx":  # on the CPU, at minutes a step: not for what only lacks room
+            if passed:
+                break
+            return choice
+        needs = _bytes_of(choice, folder, room.spec, keep_context=keep_context)
+        found = place(needs, parts, room.memory, floor=room.floor)
+        what = f"{gb(needs.weights)} of {choice.precision.upper()} weights"
+        if found is not None:
+            why = choice.reason
+            if passed:
+                why = f"{passed[0][1]} to work in do not fit {room.memory}: taking"
+                why += f" {choice.precision} ({gb(needs.weights)})"
+            return replace(choice, placement=found, reason="; ".join(filter(None, [why, str(found)])))
+        smallest = least(needs, parts)
+        passed.append((smallest, f"{what} with {gb(smallest - needs.weights)}"))
+    if not passed:
+        return None
+    size, what = min(passed)
+    ways = ["raise --max-vram" if room.memory.is_limited else "close what else uses the GPU"]
+    if precision != "auto":
+        ways.insert(0, "take `--precision auto`")
+    elif not any("FP4" in each for _, each in passed):
+        ways.insert(0, f"make a smaller one (`kontext-tui quantize --model {model} --precision fp4`)")
+    raise UnavailableError(
+        f"{model} in {precision} needs {gb(size)} of GPU memory, {what} to work in, and there are {room.memory}:"
+        f" {', or '.join(ways)}"
+    )
+
+
+def _bytes_of(choice: Choice, folder: Path, spec: ModelSpec, *, keep_context: bool) -> Transformer:
+    from core.edit import footprint
+    from core.edit.runtimes.trt_api import current_gpu
+
+    if choice.artifact is None:
+        return footprint.unquantized(folder, spec, keep_context=keep_context)
+    native = choice.runtime != "torch" or _has_fp8(current_gpu())
+    size = choice.artifact.size
+    return footprint.quantized(folder, spec, size, keep_context=keep_context, native=native)
 
 
 FASTEST = (
     ("tensorrt", "fp4-svd"), ("tensorrt", "fp4"), ("tensorrt", "fp8"), ("torch", "fp8"), ("tensorrt", "bf16"),
 )  # fmt: skip
 """What `auto` tries on a GPU before the unquantized weights. fp4-svd stands before fp4: as fast within some percent,
-and nearer to the model. FP4 by torch saves memory and costs time, so it is only taken where it is asked for."""
+and nearer to the model."""
+SMALLEST = ("fp8", "fp4-svd", "fp4")
+"""Checkpoints that `auto` tries by torch after the unquantized weights: they may save time no more, but memory."""
+
+
+def _has_fp8(gpu: Gpu | None) -> bool:
+    return gpu is not None and int(gpu.sm.removeprefix("sm")) >= FIRST_WITH_FP8
 
 
 def _candidates(runtime: str, precision: str, gpu: Gpu | None) -> list[tuple[str, str]]:
@@ -100,11 +206,11 @@ def _candidates(runtime: str, precision: str, gpu: Gpu | None) -> list[tuple[str
         return [(name, precision) for name in names]
     if runtime == "onnx":
         return [("onnx", each) for each in PRECISIONS]
-    native = gpu is not None and int(gpu.sm.removeprefix("sm")) >= FIRST_WITH_FP8
     return [
         (name, each)
         for name, each in FASTEST
-        if runtime in ("auto", name) and (name != "torch" or native)  # emulated FP8 would be slower, not faster
+        # emulated FP8 would be slower, not faster
+        if runtime in ("auto", name) and (name != "torch" or _has_fp8(gpu))
     ]
 
 

@@ -71,6 +71,8 @@ class OnnxRuntime:
 
     name = "onnx"
     device_bytes = 0
+    weight_bytes = 0
+    kept_bytes = 0
 
     def __init__(self, path: Path, precision: str) -> None:
         """Load a graph and the weights beside it. Raises UnavailableError where it cannot run here."""
@@ -102,6 +104,9 @@ class OnnxRuntime:
         except Exception as error:  # onnxruntime's own, of its C extension
             raise UnavailableError(f"ONNX Runtime cannot run {path}: {_first_line(error)}") from None
         self.inputs = {value.name for value in self._session.get_inputs()}
+
+    def release(self) -> None:
+        """Nothing: ONNX Runtime keeps its own."""
 
     def begin(self, conditioning: Conditioning, *, keep_context: bool = False) -> Predict:
         require_every_step_full(self.name, keep_context)

@@ -31,6 +31,8 @@ class Engine:
     """A loaded engine as a runtime, whatever it computes: `TensorrtRuntime` is the one that has been proven."""
 
     name = "tensorrt"
+    weight_bytes = 0
+    kept_bytes = 0
 
     def __init__(self, artifact: Artifact, device: torch.device) -> None:
         require_gpu(artifact)
@@ -55,6 +57,9 @@ class Engine:
     def device_bytes(self) -> int:
         """GPU memory that TensorRT holds beside torch's: weights and activations."""
         return int(self.engine.device_memory_size_v2) + self.artifact.size
+
+    def release(self) -> None:
+        """Nothing: TensorRT holds one room for all shapes."""
 
     def begin(self, conditioning: Conditioning, *, keep_context: bool = False) -> Predict:
         require_every_step_full(self.name, keep_context)

@@ -11,8 +11,8 @@ import ctypes
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -194,25 +194,45 @@ def current_gpu() -> Gpu | None:
 
     NVML: https://docs.nvidia.com/deploy/nvml-api/
     """
-    try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-        if nvml.nvmlInit_v2() != 0:
-            return None
-    except OSError:
-        return None
-    try:
-        device = ctypes.c_void_p()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-        if visible.isdecimal():
-            found = nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(int(visible)), ctypes.byref(device))
-        else:
-            found = nvml.nvmlDeviceGetHandleByUUID(visible.encode(), ctypes.byref(device))
+    with _nvml_device(0) as (nvml, device):
         major, minor = ctypes.c_int(), ctypes.c_int()
         name, driver = ctypes.create_string_buffer(96), ctypes.create_string_buffer(80)
-        if found or nvml.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor)):
+        if not nvml or nvml.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor)):
             return None
         nvml.nvmlDeviceGetName(device, name, 96)
         nvml.nvmlSystemGetDriverVersion(driver, 80)
         return Gpu(name.value.decode(), f"sm{major.value}{minor.value}", driver.value.decode())
+
+
+def gpu_memory(index: int = 0) -> tuple[int, int] | None:
+    """Free and total bytes of a GPU, counted among those that CUDA shows this process; None where nothing tells."""
+    with _nvml_device(index) as (nvml, device):
+        memory = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t: total, free, used
+        if not nvml or nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)):
+            return None
+        return memory[1], memory[0]
+
+
+@contextmanager
+def _nvml_device(index: int) -> Iterator[tuple[Any, Any]]:
+    """NVML and its handle of a GPU; (None, None) where there is no such GPU or no driver."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        ready = nvml.nvmlInit_v2() == 0
+    except OSError:
+        ready = False
+    if not ready:
+        yield None, None
+        return
+    try:
+        device = ctypes.c_void_p()
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+        listed = [str(index)] if shown is None else shown.split(",")[index : index + 1]
+        visible = listed[0].strip() if listed else ""
+        if visible.isdecimal():
+            found = nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(int(visible)), ctypes.byref(device))
+        else:
+            found = nvml.nvmlDeviceGetHandleByUUID(visible.encode(), ctypes.byref(device))
+        yield (None, None) if found else (nvml, device)
     finally:
         nvml.nvmlShutdown()

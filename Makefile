@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint soak bench-queue bench-tui pictures screenshots clean
+.PHONY: install demo test lint soak bench-queue bench-tui bench-pause pictures screenshots clean
 
 install: $(STAMP)
 
@@ -39,6 +39,10 @@ bench-queue: install
 # How quick the app is over 100,000 jobs; two minutes.
 bench-tui: install
 	$(BIN)/python tests/bench_tui.py
+
+# How long it is from one denoise loop to the next, but for the model; two minutes.
+bench-pause: install
+	$(BIN)/python tests/bench_pause.py
 
 # The screenshots of the README, of the real app at work; some minutes.
 screenshots: install

@@ -238,10 +238,7 @@ def test_bands_of_a_resize_are_the_whole_to_the_bit(monkeypatch, mode):
         monkeypatch.setattr(geometry, "_threads", lambda threads=threads: threads)
         for size, to in (((301, 203), (120, 77)), ((120, 77), (301, 203)), ((64, 5), (64, 200)), ((3, 3), (900, 2))):
             image = photo(size).convert(mode)
-            assert (
-                geometry.resize(image, to).tobytes()
-                == image.resize(to, Image.Resampling.LANCZOS).tobytes()
-            )
+            assert geometry.resize(image, to).tobytes() == image.resize(to, Image.Resampling.LANCZOS).tobytes()
 
 
 def test_a_picture_of_a_models_size_is_taken_as_it_is():

@@ -83,11 +83,17 @@ def edit_all(
 
 @torch.inference_mode()
 def block_losses(
-    model: Model, quantized: Any, subject: Subject, *, guidance: float, seed: int, sigma: float = 0.7
+    model: Model,
+    others: Mapping[str, Callable[..., Any]],
+    subject: Subject,
+    *,
+    guidance: float,
+    seed: int,
+    sigma: float = 0.7,
 ) -> list[BlockLoss]:
     """The loss of each block on its own: both get what the unquantized model computes up to there.
 
-    quantized: a transformer of the same blocks. One step at `sigma`; only one block's input is kept at a time.
+    others: the quantized blocks by name. One step at `sigma`; only one block's input is kept at a time.
     """
     size = working_size(*subject.image.size, model.spec.sizes)
     context = editor.encode(model, editor.to_pixels(to_working(subject.image, size), model))
@@ -96,7 +102,6 @@ def block_losses(
     noise = sampling.make_noise(seed, channels, height, width, like=context)
     latents = sigma * noise + (1 - sigma) * conditioning.context
     losses: list[BlockLoss] = []
-    others = dict(_blocks(quantized))
 
     def compare(name: str) -> Callable[..., None]:
         def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -106,20 +111,20 @@ def block_losses(
         return hook
 
     hooks = [
-        block.register_forward_hook(compare(name), with_kwargs=True) for name, block in _blocks(model.transformer)
+        block.register_forward_hook(compare(name), with_kwargs=True)
+        for name, block in named_blocks(model.transformer)
     ]
     try:
-        with torch.compiler.set_stance("force_eager"):  # a compiled block runs no hooks
-            model.transformer(
-                hidden_states=torch.cat([latents, conditioning.context], dim=1),
-                encoder_hidden_states=conditioning.prompt,
-                pooled_projections=conditioning.pooled,
-                timestep=torch.full([1], sigma).to(latents),
-                img_ids=conditioning.image_ids,
-                txt_ids=conditioning.text_ids,
-                guidance=conditioning.guidance,
-                return_dict=False,
-            )
+        model.transformer(
+            hidden_states=torch.cat([latents, conditioning.context], dim=1),
+            encoder_hidden_states=conditioning.prompt,
+            pooled_projections=conditioning.pooled,
+            timestep=torch.full([1], sigma).to(latents),
+            img_ids=conditioning.image_ids,
+            txt_ids=conditioning.text_ids,
+            guidance=conditioning.guidance,
+            return_dict=False,
+        )
     finally:
         for hook in hooks:
             hook.remove()
@@ -181,7 +186,7 @@ def contact_sheet(
     return sheet
 
 
-def _blocks(transformer: Any) -> list[tuple[str, nn.Module]]:
+def named_blocks(transformer: Any) -> list[tuple[str, nn.Module]]:
     return [
         (f"{kind}.{index}", block)
         for kind in ("transformer_blocks", "single_transformer_blocks")

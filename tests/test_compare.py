@@ -17,7 +17,8 @@ from small_checkpoints import TINY, source
 
 from core.edit import artifacts, inventory
 from core.edit.quantized import Emulated, load_transformer
-from quant.evaluate import block_losses, contact_sheet, edit_all
+from core.edit.runtimes.native_runtime import NativeRuntime
+from quant.evaluate import block_losses, contact_sheet, edit_all, named_blocks
 from quant.metrics import closeness, psnr
 from quant.quality_set import Subject
 
@@ -47,10 +48,18 @@ class TestBlocks:
         """Every other block gets what the unquantized model computes up to it, so it loses nothing."""
         ours = load_transformer(TINY, torch.device("cpu"), torch.float32, Emulated())
         ours.single_transformer_blocks[2].proj_out.weight.data *= 1.05
-        losses = block_losses(tiny, ours, Subject("a", photo, "Make it night"), guidance=2.5, seed=1)
+        others = dict(named_blocks(ours))
+        losses = block_losses(tiny, others, Subject("a", photo, "Make it night"), guidance=2.5, seed=1)
         harmed = [loss.block for loss in losses if loss.error > 1e-3]
         assert harmed == ["single_transformer_blocks.2"]
         assert len(losses) == len(ours.transformer_blocks) + len(ours.single_transformer_blocks)
+
+    def test_a_fused_block_by_itself_is_the_one_it_was_made_of(self, tiny, photo):
+        ours = load_transformer(TINY, torch.device("cpu"), torch.float32, Emulated())
+        fused = NativeRuntime(ours, "bf16").flux.alone()
+        losses = block_losses(tiny, fused, Subject("a", photo, "Make it night"), guidance=2.5, seed=1)
+        assert [loss.block for loss in losses] == list(fused)
+        assert max(loss.error for loss in losses) < 1e-5
 
 
 def test_a_contact_sheet_keeps_shapes_and_has_a_column_for_targets(tiny, photo):

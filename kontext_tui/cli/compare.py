@@ -87,7 +87,7 @@ def compare(
     from core.edit.loading import load, pick_device
     from core.edit.runtimes.opening import open_runtime
     from core.edit.runtimes.torch_runtime import TorchRuntime
-    from quant.evaluate import block_losses, contact_sheet, edit_all, summarize
+    from quant.evaluate import block_losses, contact_sheet, edit_all, named_blocks, summarize
 
     loaded = load(spec, folder, pick_device(device))
     settings: dict[str, Any] = {"steps": steps or spec.steps, "guidance": spec.guidance, "seed": seed}
@@ -114,7 +114,8 @@ def compare(
                     loaded, run, subjects, **settings, context_refresh=k, reference=edits["bf16"], on_done=advance
                 )
             if isinstance(run, TorchRuntime):
-                losses[name] = block_losses(loaded, run.transformer, subjects[0], guidance=spec.guidance, seed=seed)
+                others = dict(named_blocks(run.transformer))
+                losses[name] = block_losses(loaded, others, subjects[0], guidance=spec.guidance, seed=seed)
     sizes = {name: _weight_bytes(choice.artifact.folder) for name, choice in choices.items() if choice.artifact}
     sizes["bf16"] = _weight_bytes(folder / "transformer")
     report = {

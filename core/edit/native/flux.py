@@ -7,7 +7,7 @@ out and appends the kept keys and values (`core.edit.context` says when that is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -209,6 +209,30 @@ class Flux:
         scale, shift = self.shell.norm_out.linear(emb)[0].chunk(2)
         result: Tensor = self.shell.proj_out(step.modulated(of_noise, shift, scale, Rounding()))
         return result
+
+    def alone(self) -> dict[str, Callable[..., tuple[Tensor, Tensor]]]:
+        """Each block by its name in the checkpoint, called as diffusers calls its own: to see what it loses alone."""
+
+        def called(block: Double | Single) -> Callable[..., tuple[Tensor, Tensor]]:
+            def call(
+                *, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor,
+                image_rotary_emb: tuple[Tensor, Tensor], **_: Any,
+            ) -> tuple[Tensor, Tensor]:  # fmt: skip
+                h = torch.cat([encoder_hidden_states[0], hidden_states[0]])
+                cos, sin = (angles[:, ::2].float().contiguous() for angles in image_rotary_emb)
+                step = blocks.Step(self.ops, h, F.silu(temb), cos, sin, encoder_hidden_states.shape[1])
+                if isinstance(block, Double):
+                    blocks.double(step, block)
+                else:
+                    blocks.single(step, block)
+                for rows, y, gate in step.pending:
+                    h[rows] += y * gate
+                return h[None, : step.text_tokens], h[None, step.text_tokens :]
+
+            return call
+
+        named = {f"transformer_blocks.{index}": called(block) for index, block in enumerate(self.doubles)}
+        return named | {f"single_transformer_blocks.{i}": called(block) for i, block in enumerate(self.singles)}
 
     def _embed(self, timestep: Tensor, prepared: Prepared) -> Tensor:
         """As diffusers does it: through the activations' dtype in thousandths."""

@@ -25,8 +25,8 @@ E4M3_MAX: tl.constexpr = tl.constexpr(448.0)
 # The fastest on an H100 at 8,704 tokens of 3,072 channels.
 MODULATE = (2, 8)
 """Rows and warps of a program."""
-HEADS = (64, 8, 4)
-"""Tokens, heads and warps of a program."""
+HEADS = (64, 8, 4, 3)
+"""Tokens, heads, warps and stages of a program."""
 GELU = (1, 4096, 8)
 """Rows, columns and warps of a program."""
 UNPACK = (64, 64, 4)
@@ -149,14 +149,14 @@ def heads(
     eps: float = 1e-6,
 ) -> None:
     rows, (_, count, width) = len(x), k.shape
-    tile, together, warps = HEADS
+    tile, together, warps, stages = HEADS
     together = next(n for n in range(min(together, count), 0, -1) if count % n == 0)
     first = 0 if q is not None else 1
     _heads[(triton.cdiv(rows, tile), count // together, 3 - first)](
         x, parts, norms, cos, sin, x if mixes is None else mixes, x if steps is None else steps,
         k if q is None else q, k, v, rows, x.stride(0), count, eps,
         TILE=tile, HEADS=together, DIM=width, FIRST=first, ROUND=steps is not None, MIX=mixes is not None,
-        num_warps=warps,
+        num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
 

@@ -146,6 +146,7 @@ class _Clock:
         now = time.perf_counter()
         if event.what == "loaded":
             self.loads.append(event.data["seconds"])
+            self.jobs = 0  # those of workers that were there before are no warm-up of this one
         elif event.what == "step":
             if self.start is None:
                 self.start = now if self.jobs >= self.workers else None

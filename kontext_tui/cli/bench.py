@@ -113,6 +113,7 @@ def bench(
             tell("measuring", done, total)
             facts, velocity = benching.measure(each, calls=calls, steps=steps, reference=exact)
             rows.append(facts)
+            tell(_so_far(f"{facts['precision']} {each.runtime}", facts), done, total)
             exact = velocity if each.precision == "bf16" and exact is None else exact
             done += 1
         for name in peers:
@@ -123,6 +124,7 @@ def bench(
                 continue
             make, sample = _diffusers(size, folder, rows[0]["tokens"], device)
             beside.append(bench_peers.measure(name, make, sample, device, calls))
+            tell(_so_far(name, beside[-1]), done, total)
         for each in found if jobs else ():
             tell("measuring", done, total)
             batch.append(
@@ -152,6 +154,11 @@ def bench(
         print_json(report)
     else:
         _show(report)
+
+
+def _so_far(name: str, facts: dict[str, Any]) -> str:
+    """Told at once: minutes of measuring may be stopped half-way."""
+    return f"{name} takes {facts['ms']['median']} ms a step"
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

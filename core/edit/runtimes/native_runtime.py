@@ -38,6 +38,8 @@ class NativeRuntime:
         """
         self.precision = precision
         device: torch.device = transformer.x_embedder.weight.device
+        if device.type == "cuda":  # kernels and graphs go where torch stands, not where their tensors are
+            torch.cuda.set_device(device)
         compiled = ops is None and device.type == "cuda" and native.can_compile()
         self.flux = Flux(transformer, ops or _ops(compiled=compiled), fp8_attention=_fp8_attention(device, compiled))
         self._graphs = Graphs() if compiled else None

@@ -125,12 +125,17 @@ def load(
         encode_prompts(model, prompts, upcoming)
         model.encoders = placement.encoders
     with _refusals(spec, folder):
-        model.vae = _on(AutoencoderKL, folder / "vae", device, torch_dtype=dtype)
+        model.vae = fast_convolutions(_on(AutoencoderKL, folder / "vae", device, torch_dtype=dtype), device)
         if transformer:
             model.transformer = _on(FluxTransformer2DModel, folder / "transformer", device, torch_dtype=dtype)
     if placement.tiled:
         _tile(model.vae)
     return model
+
+
+def fast_convolutions(vae: Any, device: torch.device) -> Any:
+    """Weights in the order that tensor cores read, on a GPU: no transposing around every convolution."""
+    return vae.to(memory_format=torch.channels_last) if device.type == "cuda" else vae
 
 
 @contextmanager

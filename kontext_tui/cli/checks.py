@@ -31,6 +31,7 @@ PACKAGES = (
 )
 EXTRAS = {
     "quant": ("nvidia-modelopt", "onnx", "onnxruntime"),
+    "gpu": ("nvidia-cudnn-frontend", "nvmath-python"),
     "rtx": ("tensorrt-rtx-cu13-bindings",),
     "tensorrt": ("tensorrt",),
 }
@@ -72,6 +73,8 @@ def _versions() -> Iterator[Check]:
 def _devices() -> Iterator[Check]:
     import torch
 
+    from core.edit import native
+
     if not torch.cuda.is_available():
         yield Check(
             "GPU",
@@ -84,6 +87,9 @@ def _devices() -> Iterator[Check]:
         free = torch.cuda.mem_get_info(index)[0]
         memory = f"{size(found.total_memory)}, {size(free)} free"
         yield Check(f"cuda:{index}", True, f"{found.name}, {memory}, sm {found.major}{found.minor}")
+    compiles = native.can_compile()
+    missing = "Triton or a C compiler is missing, or KONTEXT_TUI_COMPILE is 0: steps take plain torch, which is slower"
+    yield Check("kernels", compiles or None, "Triton compiles them" if compiles else missing)
 
 
 def _limit() -> Iterator[Check]:

@@ -76,7 +76,7 @@ MaxVram = Annotated[
     ),
 ]
 NoCompile = Annotated[
-    bool, typer.Option("--no-compile", help="Do not compile the model: its first step comes sooner, all are slower.")
+    bool, typer.Option("--no-compile", help="No compiled kernels, no recorded steps: plain torch, slower.")
 ]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute.")]
 JobIds = Annotated[list[int] | None, typer.Argument(metavar="JOB", help="Job numbers.", show_default=False)]

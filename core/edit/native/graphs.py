@@ -20,6 +20,8 @@ class Graphs:
     """One graph a key, all in one pool of memory: only one of them runs at a time."""
 
     def __init__(self) -> None:
+        self.bytes = 0
+        """Of the pool: torch counts what lies in it as free, and gives it to nobody."""
         self._pool: Any = None
         self._seen: set[Hashable] = set()
         self._kept: OrderedDict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor]] = OrderedDict()
@@ -46,12 +48,15 @@ class Graphs:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved()
         with torch.cuda.graph(graph, pool=self._pool):
             result = function()
+        self.bytes += max(0, torch.cuda.memory_reserved() - before)
         return graph, result
 
     def clear(self) -> None:
         """Give the memory back."""
         self._kept.clear()
         self._seen.clear()
-        self._pool = None
+        self._pool, self.bytes = None, 0

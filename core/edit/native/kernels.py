@@ -1,7 +1,7 @@
 """Triton kernels of a step: all that stands between the matrix products, each in one pass over memory.
 
 The same functions as in `core.edit.native.plain`, which says what they compute. A step of FLUX.1 Kontext [dev] at a
-megapixel moves 50 GB through them, 17 ms of an H100's memory; unfused it is three times as much.
+megapixel takes 12 ms of an H100 in them; in diffusers what they do takes 120 (docs/benchmarks/h100-log.md).
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,misc"

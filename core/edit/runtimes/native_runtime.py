@@ -29,7 +29,6 @@ class NativeRuntime:
     """Runs a transformer's weights fused, a step at a time. `precision`: bf16, or a recipe's name."""
 
     name = "torch"
-    device_bytes = 0
 
     def __init__(self, transformer: Any, precision: str, *, ops: ModuleType | None = None) -> None:
         """Takes the transformer over: its blocks are gone from it. ops: `plain` or `kernels`, as fits by itself.
@@ -50,6 +49,11 @@ class NativeRuntime:
     def kept_bytes(self) -> int:
         """What `keep_context` holds of the edit at work, or of the last one."""
         return 0 if self._kept is None else self._kept.bytes
+
+    @property
+    def device_bytes(self) -> int:
+        """What recorded steps keep to themselves."""
+        return 0 if self._graphs is None else self._graphs.bytes
 
     @property
     def weight_bytes(self) -> int:

@@ -88,7 +88,7 @@ def _devices() -> Iterator[Check]:
         memory = f"{size(found.total_memory)}, {size(free)} free"
         yield Check(f"cuda:{index}", True, f"{found.name}, {memory}, sm {found.major}{found.minor}")
     compiles = native.can_compile()
-    missing = "Triton or a C compiler is missing, or KONTEXT_TUI_COMPILE is 0: steps take plain torch, which is slower"
+    missing = "no Triton or no C compiler, or KONTEXT_TUI_COMPILE is 0: steps take plain torch, which is slower"
     yield Check("kernels", compiles or None, "Triton compiles them" if compiles else missing)
 
 

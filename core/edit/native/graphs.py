@@ -50,7 +50,8 @@ class Graphs:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Other threads of a worker write files meanwhile: what they do is none of the recording's business.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             result = function()
         self.bytes += max(0, torch.cuda.memory_reserved() - before)
         return graph, result

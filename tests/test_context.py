@@ -29,6 +29,7 @@ from core.jobs import claims
 from core.jobs.checkpoints import Checkpointer
 from core.jobs.database import connect
 from core.jobs.records import get_turns
+from core.jobs.scribe import Scribe
 from quant.metrics import psnr
 
 CPU = torch.device("cpu")
@@ -198,10 +199,12 @@ def test_a_step_that_cannot_be_gone_on_from_leaves_the_saved_one_in_place(tmp_pa
         enqueue(conn, tmp_path, turns=[{"prompt": "make it night", "steps": 7, "context_refresh": 3}], seed=3)
         claim = claims.claim(conn, claims.register_worker(conn, "cpu", "0"))
         session = SimpleNamespace(runtime="torch", precision="fp32", snapshot=editor.snapshot)
-        keeper = Checkpointer(conn, claim, session, get_turns(conn, claim.job.id)[0], "0" * 64)
+        scribe = Scribe(connect(tmp_path / "jobs.db"))
+        keeper = Checkpointer(conn, scribe, claim, session, get_turns(conn, claim.job.id)[0], lambda: "0" * 64)
         for step in range(1, 8):
-            keeper.save(step, torch.full((1, 4, 8), float(step)), [1.0] * step)
+            keeper.save(step, torch.full((1, 4, 8), float(step)), [1.0] * step, now=True)
             resume, _ = keeper.resume()
             usable = [s for s in range(step + 1) if can_resume(s, 7, 3)]
             assert (resume.step if resume else 0) == max(usable, default=0)
         assert 0 < max(usable) < 7
+        scribe.close()

@@ -127,13 +127,15 @@ def test_weights_stay_packed():
 # ---------------------------------------------------------------- products
 
 
-def e4m3(outputs: int, inputs: int = 64, *, bias: bool = True, largest: float = 4.0) -> QuantLinear:
+def e4m3(outputs: int, inputs: int = 64, *, bias: bool = True, largest: float = 4.0, rank: int = 0) -> QuantLinear:
     weight = torch.randn(outputs, inputs)
     scale = weight.abs().max() / lowbit.E4M3_MAX
     tensors = {
         "weight": lowbit.to_e4m3(weight, scale), "weight_scale": scale,
         "input_scale": torch.tensor(largest / lowbit.E4M3_MAX),
     }  # fmt: skip
+    if rank:
+        tensors |= {"svdquant_lora_a": torch.randn(rank, inputs), "svdquant_lora_b": torch.randn(outputs, rank) / 8}
     return QuantLinear(tensors | ({"bias": torch.randn(outputs)} if bias else {}), Emulated())
 
 
@@ -194,9 +196,10 @@ def test_one_e4m3_linear_is_the_emulated_one(x, bias):
         lambda: [e4m3(32), e4m3(48), e4m3(16)],
         lambda: [nvfp4(32), nvfp4(48), e4m3(16)],
         lambda: [nvfp4(32, rank=8), nvfp4(48, rank=8)],
+        lambda: [e4m3(32, rank=8), nvfp4(48)],
         lambda: [nvfp4(32, smooth=torch.rand(64) + 0.5, rank=8), nvfp4(16, smooth=torch.rand(64) + 0.5, rank=8)],
     ],
-    ids=["e4m3", "fp4 and e4m3", "low rank", "smoothed apart"],
+    ids=["e4m3", "fp4 and e4m3", "low rank", "low rank beside e4m3", "smoothed apart"],
 )
 def test_linears_put_together_are_each_their_own(x, linears):
     made = linears()
@@ -207,6 +210,16 @@ def test_linears_put_together_are_each_their_own(x, linears):
     for index, linear in enumerate(made):
         some = matrix(x8, only=slice(index, index + 1))
         assert error(some.float() * matrix.parts[index], exactly(linear, x)) < 0.06
+
+
+def test_an_e4m3_weight_among_packed_ones_is_not_rounded_again(x):
+    values = e4m3(48)
+    values.weight_scale = values.weight_scale * 1.7  # as a refinement leaves it: its largest value is not 448
+    values.weight = (values.weight.float() / 1.7).to(torch.float8_e4m3fn)
+    matrix = Matrix([nvfp4(32), values], ops.unpack_fp4, Room())
+    x8 = rounded(matrix, x)
+    exact = (x8.float() * matrix.rounding.step) @ (values.weight.float() * values.weight_scale).t() + values.bias
+    assert error(columns(matrix, matrix(x8))[1], exact) < 5e-3
 
 
 @pytest.mark.parametrize("width", [64, 32], ids=["all", "half"])

@@ -115,9 +115,7 @@ class Matrix:
                 factor[:width] = smooth[:width].float() * (of_values / step)
                 columns, smooth = [factor], torch.cat([torch.ones_like(smooth[:width]), smooth[width:]])
         self.rounding = Rounding(step, smooth, step.reciprocal())
-        if all(not linear.is_fp4 and linear.svdquant_lora_a is None for linear in linears) and not any(
-            c is not None for c in columns
-        ):
+        if all(_is_ready(linear, column) for linear, column in zip(linears, columns, strict=True)):
             scales = [linear.weight_scale.float() for linear in linears]
             self.weight = _stacked([linear.weight for linear in linears])
         else:
@@ -138,19 +136,25 @@ class Matrix:
             self.bias = torch.cat(scaled).to(torch.bfloat16)
 
     def _step_of(self, linear: QuantLinear, columns: Tensor | None) -> Tensor:
-        """The E4M3 scale that an unpacked weight's largest value asks for."""
+        """The E4M3 scale of a weight once it is unpacked: what its largest value asks for, or the one it has."""
+        if _is_ready(linear, columns):
+            return linear.weight_scale.float()
         out = torch.empty(linear.weight.shape[0], linear.in_features, device=linear.weight.device)
         self._unpack(linear, columns, out, None)
         return (out.abs().amax() / lowbit.E4M3_MAX).clamp_min(1e-12)
 
     def _unpack(self, linear: QuantLinear, columns: Tensor | None, out: Tensor, step: Tensor | None) -> None:
-        if linear.weight_scale_2 is None:
-            value = lowbit.from_e4m3(linear.weight, linear.weight_scale, torch.float32)
-            value = value if columns is None else value * columns
-            out.copy_(value if step is None else lowbit.to_e4m3(value, step))
+        if _is_ready(linear, columns):
+            out.copy_(linear.weight)
             return
         a, b = linear.svdquant_lora_a, linear.svdquant_lora_b
         low = (a, b) if a is not None and b is not None else None
+        if linear.weight_scale_2 is None:
+            value = lowbit.from_e4m3(linear.weight, linear.weight_scale, torch.float32)
+            value = value if low is None else value + low[1].float() @ low[0].float()
+            value = value if columns is None else value * columns
+            out.copy_(value if step is None else lowbit.to_e4m3(value, step))
+            return
         self.unpack(linear.weight, linear.weight_scale, linear.weight_scale_2, out, step, columns, low)
 
     @property
@@ -225,6 +229,11 @@ def check(linears: Sequence[Any]) -> None:
         raise Unsupported("of the linears that share an input some are quantized and some are not")
     if len({linear.pre_quant_scale is None for linear in low}) > 1:
         raise Unsupported("of the linears that share an input some are smoothed and some are not")
+
+
+def _is_ready(linear: QuantLinear, columns: Tensor | None) -> bool:
+    """Whether a weight is multiplied by as it lies there: E4M3, and nothing to add or to scale."""
+    return not linear.is_fp4 and linear.svdquant_lora_a is None and columns is None
 
 
 def _input_step(linear: QuantLinear) -> Tensor:

@@ -23,7 +23,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from core.edit.models import find_spec
-from core.jobs import checkpoints, claims, queue, records
+from core.jobs import checkpoints, claims, queue, records, turn_states
 from core.jobs.database import connect
 from core.script import Script
 from quant.machine import machine
@@ -102,7 +102,7 @@ def bench_checkpoint(conn: sqlite3.Connection, count: int = 50) -> dict[str, flo
     claim = claims.claim(conn, claims.register_worker(conn, "bench", "0"))
     assert claim is not None
     state = os.urandom(4096 * 64 * 2)
-    ms = median(timed(lambda: claims.save_checkpoint(conn, claim, 1, 14, "{}", state), count))
+    ms = median(timed(lambda: turn_states.save_checkpoint(conn, claim, 1, 14, "{}", state), count))
     return {"p50_ms": round(ms, 2), "share_of_time": round(ms / 1000 / checkpoints.SECONDS, 6)}
 
 

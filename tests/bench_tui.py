@@ -22,7 +22,7 @@ from bench_queue import fill
 from PIL import Image
 from terminal import XTERM, Terminal, app_command
 
-from core.jobs import claims, previews
+from core.jobs import claims, previews, turn_states
 from core.jobs.database import connect
 from quant.machine import machine
 
@@ -42,19 +42,19 @@ def pretend(path: Path, seconds: float) -> None:
         while time.monotonic() < end:
             claim = claims.claim(conn, worker)
             assert claim is not None
-            claims.start_turn(conn, claim, 1, precision="fp8", runtime="bench")
+            turn_states.start_turn(conn, claim, 1, precision="fp8", runtime="bench")
             times: list[float] = []
             while len(times) < 28:
                 time.sleep(0.5)
                 times += [1000 / STEPS_A_SECOND + len(times) % 3] * int(0.5 * STEPS_A_SECOND)
                 times = times[:28]
-                claims.beat(conn, claim, 1, times)
+                turn_states.beat(conn, claim, 1, times)
                 easel.after_step(claim.job.id, 1, len(times), (1200, 800), noise)
-            claims.stage_turn(
+            turn_states.stage_turn(
                 conn, claim, 1, output_path=f"/nowhere/{claim.job.id}.png", sha256="0" * 64, size=1, step_ms=times,
                 seconds=1.4, peak_bytes=1,
             )  # fmt: skip
-            claims.finish_turn(conn, claim, 1)
+            turn_states.finish_turn(conn, claim, 1)
             claims.finish_job(conn, claim)
 
 

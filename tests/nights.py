@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 
 from core.edit.models import find_spec
-from core.jobs import claims, queue
+from core.jobs import claims, queue, turn_states
 from core.script import Script
 
 TURNS = (
@@ -43,14 +43,14 @@ def work(
     for turn, steps in conn.execute(
         "SELECT turn, steps FROM turns WHERE job_id = ? ORDER BY turn", (claim.job.id,)
     ).fetchall():
-        claims.start_turn(conn, claim, turn, precision="fp8", runtime="torch")
+        turn_states.start_turn(conn, claim, turn, precision="fp8", runtime="torch")
         if stop_at is not None:
-            claims.beat(conn, claim, turn, [step_ms] * stop_at)
+            turn_states.beat(conn, claim, turn, [step_ms] * stop_at)
             return claim
-        claims.stage_turn(
+        turn_states.stage_turn(
             conn, claim, turn, output_path=f"/edited/{claim.job.id}-{turn}.png", sha256="0" * 64, size=1,
             step_ms=[step_ms] * steps, seconds=step_ms * steps / 1000, peak_bytes=1,
         )  # fmt: skip
-        claims.finish_turn(conn, claim, turn)
+        turn_states.finish_turn(conn, claim, turn)
     claims.finish_job(conn, claim)
     return claim

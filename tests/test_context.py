@@ -25,7 +25,7 @@ from core.edit.runtimes import choose
 from core.edit.runtimes.torch_runtime import TorchRuntime
 from core.edit.sampling import Conditioning
 from core.errors import UnavailableError
-from core.jobs import claims
+from core.jobs import claims, turn_states
 from core.jobs.checkpoints import Checkpointer
 from core.jobs.database import connect
 from core.jobs.records import get_turns
@@ -198,7 +198,7 @@ def test_a_step_that_cannot_be_gone_on_from_leaves_the_saved_one_in_place(tmp_pa
     with closing(connect(tmp_path / "jobs.db")) as conn:
         enqueue(conn, tmp_path, turns=[{"prompt": "make it night", "steps": 7, "context_refresh": 3}], seed=3)
         claim = claims.claim(conn, claims.register_worker(conn, "cpu", "0"))
-        claims.start_turn(conn, claim, 1, precision="fp32", runtime="torch", step=0)
+        turn_states.start_turn(conn, claim, 1, precision="fp32", runtime="torch", step=0)
         session = SimpleNamespace(runtime="torch", precision="fp32", snapshot=editor.snapshot)
         scribe = Scribe(connect(tmp_path / "jobs.db"))
         keeper = Checkpointer(conn, scribe, claim, session, get_turns(conn, claim.job.id)[0], lambda: "0" * 64)

@@ -27,7 +27,7 @@ from test_queue import enqueue
 from core.edit import geometry, images, outputs, source
 from core.edit.models import MODELS
 from core.edit.source import Result
-from core.jobs import board, claims, control
+from core.jobs import board, claims, control, turn_states
 from core.jobs.database import connect
 from core.jobs.events import Event
 from core.jobs.prefetch import Ahead, Prefetcher
@@ -485,18 +485,18 @@ def test_the_board_shows_the_job_at_work_and_says_that_the_other_is_saved(shop):
     shop.fill(2, turns=["make it night", "add fog"])
     worker = claims.register_worker(shop.conn, "cuda:0", "0")
     one = claims.claim(shop.conn, worker)
-    claims.start_turn(shop.conn, one, 1, precision="fp8", runtime="torch")
-    claims.begin_saving(shop.conn, one, 1, [5.0, 5.0])
-    claims.start_turn(shop.conn, one, 2, precision="fp8", runtime="torch")
-    claims.beat(shop.conn, one, 2, [7.0])
+    turn_states.start_turn(shop.conn, one, 1, precision="fp8", runtime="torch")
+    turn_states.begin_saving(shop.conn, one, 1, [5.0, 5.0])
+    turn_states.start_turn(shop.conn, one, 2, precision="fp8", runtime="torch")
+    turn_states.beat(shop.conn, one, 2, [7.0])
     row = board.rows(shop.conn, [one.job.id])[one.job.id]
     assert (row.turn, row.step, row.saving, row.turns_done) == (2, 1, False, 0)
-    claims.begin_saving(shop.conn, one, 2, [7.0, 7.0])
+    turn_states.begin_saving(shop.conn, one, 2, [7.0, 7.0])
     [running] = board.glance(shop.conn).running
     assert (running.row.id, running.row.saving) == (one.job.id, True)
     time.sleep(0.002)
     two = claims.claim(shop.conn, worker)
-    claims.start_turn(shop.conn, two, 1, precision="fp8", runtime="torch")
+    turn_states.start_turn(shop.conn, two, 1, precision="fp8", runtime="torch")
     seen = board.glance(shop.conn)
     assert [job.row.id for job in seen.running] == [two.job.id]
     assert [each.job_id for each in seen.workers] == [two.job.id]
@@ -508,10 +508,10 @@ def test_the_board_shows_the_job_at_work_and_says_that_the_other_is_saved(shop):
 def test_notes_that_come_late_leave_a_turn_that_is_being_saved_as_it_is(shop):
     shop.fill(1)
     claim = claims.claim(shop.conn, claims.register_worker(shop.conn, "test", "0"))
-    claims.start_turn(shop.conn, claim, 1, precision="fp8", runtime="torch")
-    claims.begin_saving(shop.conn, claim, 1, [5.0, 5.0])
-    claims.beat(shop.conn, claim, 1, [5.0])
-    claims.save_checkpoint(shop.conn, claim, 1, 1, "{}", b"x")
+    turn_states.start_turn(shop.conn, claim, 1, precision="fp8", runtime="torch")
+    turn_states.begin_saving(shop.conn, claim, 1, [5.0, 5.0])
+    turn_states.beat(shop.conn, claim, 1, [5.0])
+    turn_states.save_checkpoint(shop.conn, claim, 1, 1, "{}", b"x")
     assert rows(shop.database, "SELECT state, step FROM turns") == [("saving", 2)]
     assert rows(shop.database, "SELECT count(*) FROM checkpoints") == [(0,)]
 

@@ -17,7 +17,7 @@ from core import script as scripts
 from core.edit.models import find_spec
 from core.errors import UsageError
 from core.inputs import find_inputs
-from core.jobs import claims, control, queue
+from core.jobs import claims, control, queue, turn_states
 from core.jobs.database import connect
 from core.jobs.failures import backoff_ms
 from core.jobs.records import counts, get_job, get_turns, list_jobs, story
@@ -53,12 +53,12 @@ def worker_id(db):
 
 def finish(conn: sqlite3.Connection, claim: claims.Claim) -> None:
     for turn in get_turns(conn, claim.job.id):
-        claims.start_turn(conn, claim, turn.turn, precision="fp32", runtime="test")
-        claims.stage_turn(
+        turn_states.start_turn(conn, claim, turn.turn, precision="fp32", runtime="test")
+        turn_states.stage_turn(
             conn, claim, turn.turn, output_path=turn.output_path, sha256="0", size=1, step_ms=[1.0],
             seconds=1.0, peak_bytes=1,
         )  # fmt: skip
-        claims.finish_turn(conn, claim, turn.turn)
+        turn_states.finish_turn(conn, claim, turn.turn)
     claims.finish_job(conn, claim)
 
 
@@ -181,7 +181,7 @@ def test_a_late_worker_changes_nothing(db, tmp_path, worker_id):
     assert successor.job.id == late.job.id
     before = rows(tmp_path / "jobs.db", "SELECT * FROM jobs")
     with pytest.raises(claims.StaleClaim):
-        claims.start_turn(db, late, 1, precision="fp32", runtime="test")
+        turn_states.start_turn(db, late, 1, precision="fp32", runtime="test")
     with pytest.raises(claims.StaleClaim):
         claims.finish_job(db, late)
     with pytest.raises(claims.StaleClaim):
@@ -194,7 +194,7 @@ def test_cancel_hits_its_target_alone_and_a_running_job_hears_of_it(db, tmp_path
     running = claims.claim(db, worker_id)
     assert control.cancel(db, [running.job.id, ids[1]]) == {ids[0]: "running", ids[1]: "queued"}
     with pytest.raises(claims.Cancelled):
-        claims.beat(db, running, 1, [1.0])
+        turn_states.beat(db, running, 1, [1.0])
     claims.cancel_claimed(db, running)
     assert [get_job(db, i).state for i in ids] == ["cancelled", "cancelled", "queued"]
     with pytest.raises(UsageError, match="no job 99"):
@@ -204,11 +204,11 @@ def test_cancel_hits_its_target_alone_and_a_running_job_hears_of_it(db, tmp_path
 def test_retry_keeps_the_turns_that_are_done(db, tmp_path, worker_id):
     enqueue(db, tmp_path)
     claim = claims.claim(db, worker_id)
-    claims.start_turn(db, claim, 1, precision="fp32", runtime="test")
-    claims.stage_turn(
+    turn_states.start_turn(db, claim, 1, precision="fp32", runtime="test")
+    turn_states.stage_turn(
         db, claim, 1, output_path="/x.png", sha256="0", size=1, step_ms=[1.0], seconds=1.0, peak_bytes=1
     )
-    claims.finish_turn(db, claim, 1)
+    turn_states.finish_turn(db, claim, 1)
     claims.fail_job(db, claim, "input", "no good")
     assert get_job(db, claim.job.id).error == "no good"
     assert control.retry(db, [claim.job.id]) == {claim.job.id: "dead"}

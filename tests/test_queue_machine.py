@@ -13,7 +13,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from core import script as scripts
 from core.edit.models import find_spec
 from core.errors import UsageError
-from core.jobs import claims, control, queue, review
+from core.jobs import claims, control, queue, review, turn_states
 from core.jobs.database import connect
 from core.jobs.queue import NewJob, NewTurn
 from core.jobs.records import STATES, counts, get_job, get_turns
@@ -77,12 +77,12 @@ class QueueMachine(RuleBasedStateMachine):
             return
         turn = todo[0].turn
         with self.fenced(claim):
-            claims.start_turn(self.conn, claim, turn, precision="fp32", runtime="test")
-            claims.stage_turn(
+            turn_states.start_turn(self.conn, claim, turn, precision="fp32", runtime="test")
+            turn_states.stage_turn(
                 self.conn, claim, turn, output_path=f"/out/{claim.job.id}.{turn}.png", sha256="0", size=1,
                 step_ms=[1.0], seconds=1.0, peak_bytes=1,
             )  # fmt: skip
-            claims.finish_turn(self.conn, claim, turn)
+            turn_states.finish_turn(self.conn, claim, turn)
             self.computed[claim.job.id, turn] = self.computed.get((claim.job.id, turn), 0) + 1
 
     @rule(claim=consumes(held))

@@ -105,11 +105,11 @@ def test_killed_around_the_rename_the_result_is_adopted_or_made_once_more(place,
     patch = (
         "outputs.publish = lambda part, final: os._exit(9)"
         if moment.startswith("before")
-        else "claims.finish_turn = lambda *a: os._exit(9)"
+        else "turn_states.finish_turn = lambda *a: os._exit(9)"
     )
     code = (
         f"import os, sys; sys.path[:0] = ['tests']; from pathlib import Path; from core.edit import outputs\n"
-        f"from core.jobs import claims; import fast_worker\n{patch}\n"
+        f"from core.jobs import turn_states; import fast_worker\n{patch}\n"
         f"fast_worker.main(Path({str(place.database)!r}), Path({str(place.log)!r}))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 9

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.edit.refresh import can_resume
 from core.edit.studio import Session
-from core.jobs import claims
+from core.jobs import turn_states
 from core.jobs.claims import Claim
 from core.jobs.records import Turn
 from core.jobs.scribe import Scribe
@@ -54,7 +54,7 @@ class Checkpointer:
 
     def resume(self) -> tuple[Progress | None, list[float]]:
         """What to go on from, and the ms of the steps behind it; (None, []) where there is nothing that fits."""
-        found = claims.load_checkpoint(self.conn, self.claim.job.id, self.turn.turn)
+        found = turn_states.load_checkpoint(self.conn, self.claim.job.id, self.turn.turn)
         if found is None:
             return None, []
         step, text, state = found
@@ -89,4 +89,4 @@ class Checkpointer:
 
     def _write(self, progress: Progress, step_ms: list[float], conn: sqlite3.Connection) -> None:
         meta = {"identity": self.identity(), "dtype": progress.dtype, "shape": progress.shape, "step_ms": step_ms}
-        claims.save_checkpoint(conn, self.claim, self.turn.turn, progress.step, json.dumps(meta), progress.data)
+        turn_states.save_checkpoint(conn, self.claim, self.turn.turn, progress.step, json.dumps(meta), progress.data)

@@ -1,4 +1,4 @@
-"""What a worker does to the queue: claim a job, tell of its progress, end it.
+"""What a worker does to the queue: claim a job and end it; `core.jobs.turn_states` is what it tells of its turns.
 
 Execution is at least once; what is seen is exactly one result a turn. Every write here names the claim token, so a
 worker whose job was taken from it changes nothing (`StaleClaim`).
@@ -6,7 +6,6 @@ worker whose job was taken from it changes nothing (`StaleClaim`).
 
 from __future__ import annotations
 
-import json
 import secrets
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import KontextError
-from core.jobs.database import path_from_db, path_to_db, transaction
+from core.jobs.database import path_from_db, transaction
 from core.jobs.events import Event
 from core.jobs.process import ProcessId, boot_ms, is_gone, this_process
 from core.jobs.records import Job, job_from_row
@@ -215,139 +214,10 @@ def failures(conn: sqlite3.Connection, claim: Claim) -> int:
     return int(row[0])
 
 
-def start_turn(
-    conn: sqlite3.Connection, claim: Claim, turn: int, *, precision: str, runtime: str, step: int = 0
-) -> None:
-    """Begin a turn, or go on with it after `step`."""
-    with transaction(conn):
-        _fence(conn, claim)
-        conn.execute(
-            "UPDATE turns SET state = 'running', step = 0, step_ms = NULL, seconds = NULL, precision = ?,"
-            " runtime = ?, output_sha256 = NULL, output_bytes = NULL, attempt = ?, started_at = ?,"
-            " finished_at = NULL WHERE job_id = ? AND turn = ?",
-            (precision, runtime, claim.job.attempt, now_ms(), claim.job.id, turn),
-        )
-        data = {"after_step": step} if step else {}
-        write_event(conn, Event("turn", claim.job.id, turn, data), claim.job.attempt, claim.worker_id)
-
-
-def beat(conn: sqlite3.Connection, claim: Claim, turn: int, step_ms: Sequence[float]) -> None:
-    """Store the progress inside a turn and renew the worker's leases. Raises Cancelled, StaleClaim.
-
-    One that comes late, when the turn is being saved already, leaves it as it is.
-    """
-    with transaction(conn):
-        _fence(conn, claim)
-        conn.execute(
-            "UPDATE turns SET step = ?, step_ms = ? WHERE job_id = ? AND turn = ? AND state = 'running'",
-            (len(step_ms), json.dumps(_rounded(step_ms)), claim.job.id, turn),
-        )
-        conn.execute(
-            "UPDATE jobs SET lease_until = ? WHERE state = 'running' AND worker_id = ?",
-            (boot_ms() + LEASE_MS, claim.worker_id),
-        )
-        conn.execute("UPDATE workers SET heartbeat_at = ? WHERE id = ?", (now_ms(), claim.worker_id))
-
-
-def save_checkpoint(conn: sqlite3.Connection, claim: Claim, turn: int, step: int, meta: str, state: bytes) -> None:
-    """Keep the state inside a turn, in place of an earlier one. One that comes late, when the turn is being saved
-    already, is not kept."""
-    with transaction(conn):
-        _fence(conn, claim)
-        conn.execute(
-            "INSERT OR REPLACE INTO checkpoints (job_id, turn, step, meta, state, saved_at)"
-            " SELECT job_id, turn, ?, ?, ?, ? FROM turns WHERE job_id = ? AND turn = ? AND state = 'running'",
-            (step, meta, state, now_ms(), claim.job.id, turn),
-        )
-
-
-def load_checkpoint(conn: sqlite3.Connection, job_id: int, turn: int) -> tuple[int, str, bytes] | None:
-    """The step, meta and state of an unfinished turn."""
-    row = conn.execute(
-        "SELECT step, meta, state FROM checkpoints WHERE job_id = ? AND turn = ?", (job_id, turn)
-    ).fetchone()
-    return (row["step"], row["meta"], row["state"]) if row else None
-
-
-def begin_saving(conn: sqlite3.Connection, claim: Claim, turn: int, step_ms: Sequence[float]) -> None:
-    """All steps of a turn are done and its result is on the way to the disk; its worker may be at the next one."""
-    with transaction(conn):
-        _fence(conn, claim)
-        conn.execute(
-            "UPDATE turns SET state = 'saving', step = ?, step_ms = ? WHERE job_id = ? AND turn = ?",
-            (len(step_ms), json.dumps(_rounded(step_ms)), claim.job.id, turn),
-        )
-
-
-def stage_turn(
-    conn: sqlite3.Connection,
-    claim: Claim,
-    turn: int,
-    *,
-    output_path: str,
-    sha256: str,
-    size: int,
-    step_ms: Sequence[float],
-    seconds: float,
-    peak_bytes: int,
-) -> None:
-    """Announce the file that is about to get its name, so that a worker that dies in between left a trace:
-    the next one finds a file with this hash there and adopts it."""
-    with transaction(conn):
-        _fence(conn, claim)
-        conn.execute(
-            "UPDATE turns SET state = 'saving', step = ?, step_ms = ?, seconds = ?, peak_bytes = ?,"
-            " output_path = ?, output_sha256 = ?, output_bytes = ? WHERE job_id = ? AND turn = ?",
-            (
-                len(step_ms),
-                json.dumps(_rounded(step_ms)),
-                seconds,
-                peak_bytes,
-                path_to_db(output_path),
-                sha256,
-                size,
-                claim.job.id,
-                turn,
-            ),
-        )
-
-
-def finish_turn(conn: sqlite3.Connection, claim: Claim, turn: int) -> None:
-    """The staged file has its name: the turn is done and will not be computed again."""
-    with transaction(conn):
-        _fence(conn, claim)
-        changed = conn.execute(
-            "UPDATE turns SET state = 'done', finished_at = ? WHERE job_id = ? AND turn = ? AND state = 'saving'",
-            (now_ms(), claim.job.id, turn),
-        ).rowcount
-        if changed != 1:
-            raise StaleClaim(f"turn {turn} of job {claim.job.id} was not being saved")
-        conn.execute("DELETE FROM checkpoints WHERE job_id = ? AND turn = ?", (claim.job.id, turn))
-        write_event(conn, Event("turn_done", claim.job.id, turn), claim.job.attempt, claim.worker_id)
-        if conn.execute(
-            "UPDATE turns SET review = NULL, reviewed_at = NULL, reviewed_sha256 = NULL WHERE job_id = ? AND turn = ?"
-            " AND review IS NOT NULL AND reviewed_sha256 IS NOT output_sha256",
-            (claim.job.id, turn),
-        ).rowcount:
-            data = {"reason": "its picture was lost and made again, not to the byte"}
-            write_event(conn, Event("unreviewed", claim.job.id, turn, data), claim.job.attempt, claim.worker_id)
-
-
-def redo_turn(conn: sqlite3.Connection, claim: Claim, turn: int) -> None:
-    """Forget a result whose file has gone, so that the turn is computed again."""
-    with transaction(conn):
-        _fence(conn, claim)
-        conn.execute(
-            "UPDATE turns SET state = 'pending', output_sha256 = NULL, output_bytes = NULL"
-            " WHERE job_id = ? AND turn = ?",
-            (claim.job.id, turn),
-        )
-
-
 def note(conn: sqlite3.Connection, claim: Claim, text: str) -> None:
     """Add a remark to the job's story, such as what was done to an unusual input."""
     with transaction(conn):
-        _fence(conn, claim)
+        fence(conn, claim)
         write_event(conn, Event("note", claim.job.id, data={"text": text}), claim.job.attempt, claim.worker_id)
 
 
@@ -357,7 +227,7 @@ def finish_job(conn: sqlite3.Connection, claim: Claim) -> bool:
     False where a turn is left to do: somebody asked for a redo while the job was at work, and it goes on.
     """
     with transaction(conn):
-        _fence(conn, claim)
+        fence(conn, claim)
         left = "SELECT 1 FROM turns WHERE job_id = ? AND state <> 'done' LIMIT 1"
         if conn.execute(left, (claim.job.id,)).fetchone():
             return False
@@ -373,7 +243,7 @@ def finish_job(conn: sqlite3.Connection, claim: Claim) -> bool:
 def fail_job(conn: sqlite3.Connection, claim: Claim, kind: str, message: str, traceback: str | None = None) -> None:
     """The job cannot be done: it is dead, with the reason beside it."""
     with transaction(conn):
-        _fence(conn, claim, cancellable=False)
+        fence(conn, claim, cancellable=False)
         _end(conn, claim, "dead", kind, message, traceback)
 
 
@@ -382,7 +252,7 @@ def retry_later(
 ) -> None:
     """The attempt failed and another one may not: the job waits `delay_ms` as `failed`, with the reason beside it."""
     with transaction(conn):
-        _fence(conn, claim, cancellable=False)
+        fence(conn, claim, cancellable=False)
         _end(conn, claim, "failed", kind, message, traceback)
         conn.execute("UPDATE jobs SET run_after = ? WHERE id = ?", (now_ms() + delay_ms, claim.job.id))
 
@@ -390,21 +260,23 @@ def retry_later(
 def cancel_claimed(conn: sqlite3.Connection, claim: Claim) -> None:
     """End a job whose cancellation was asked for while this worker held it."""
     with transaction(conn):
-        _fence(conn, claim, cancellable=False)
+        fence(conn, claim, cancellable=False)
         _end(conn, claim, "cancelled")
 
 
 def release(conn: sqlite3.Connection, claim: Claim, reason: str = "") -> None:
     """Put a claimed job back, as a worker does that was told to stop; `reason`: anything else."""
     with transaction(conn):
-        _fence(conn, claim, cancellable=False)
+        fence(conn, claim, cancellable=False)
         close_attempt(conn, claim.token, "released")
         leave_running(conn, claim.job.id, "queued")
         data = {"reason": reason} if reason else {}
         write_event(conn, Event("released", claim.job.id, data=data), claim.job.attempt, claim.worker_id)
 
 
-def _fence(conn: sqlite3.Connection, claim: Claim, *, cancellable: bool = True) -> None:
+def fence(conn: sqlite3.Connection, claim: Claim, *, cancellable: bool = True) -> None:
+    """First in every write about a claimed job. Raises StaleClaim where the job was taken from the worker, Cancelled
+    where somebody wants it ended."""
     row = conn.execute(
         "SELECT cancel_requested FROM jobs WHERE id = ? AND claim_token = ? AND state = 'running'",
         (claim.job.id, claim.token),
@@ -427,7 +299,3 @@ def _end(
     leave_running(conn, claim.job.id, state, kind, message)
     data = {"kind": kind, "message": message} if kind else {}
     write_event(conn, Event(state, claim.job.id, data=data), claim.job.attempt, claim.worker_id)
-
-
-def _rounded(step_ms: Sequence[float]) -> list[float]:
-    return [round(ms, 1) for ms in step_ms]

@@ -20,7 +20,7 @@ from typing import Any
 
 from core.edit import outputs
 from core.edit.source import Result
-from core.jobs import claims
+from core.jobs import claims, turn_states
 from core.jobs.claims import Claim
 from core.jobs.failpoints import failpoint
 
@@ -67,12 +67,12 @@ class Save:
     def run(self, conn: sqlite3.Connection, tell: Tell) -> None:
         """Encode, write and publish it. The turn is `saving` from here on, and done at the end."""
         claim = self.held.claim
-        claims.begin_saving(conn, claim, self.turn, self.step_ms)
+        turn_states.begin_saving(conn, claim, self.turn, self.step_ms)
         data = outputs.encode(self.result.whole(), self.place.path.suffix, self.metadata)
         self.digest.set_result(hashlib.sha256(data).hexdigest())
         require_place(claim, self.place.path)
         self.place.path = self._publish(conn, data)
-        claims.finish_turn(conn, claim, self.turn)
+        turn_states.finish_turn(conn, claim, self.turn)
         tell(
             "turn_done", claim, self.turn, output=str(self.place.path), seconds=self.seconds,
             step_ms=list(self.step_ms), peak_bytes=self.peak_bytes, reused=False, **self.facts,
@@ -84,7 +84,7 @@ class Save:
         while True:
             part = outputs.write_part(data, path, self.held.claim.token)
             try:
-                claims.stage_turn(
+                turn_states.stage_turn(
                     conn, self.held.claim, self.turn, output_path=str(path), sha256=self.digest.result(),
                     size=len(data), step_ms=self.step_ms, seconds=self.seconds, peak_bytes=self.peak_bytes,
                 )  # fmt: skip

@@ -17,7 +17,7 @@ from pathlib import Path
 from core.edit import outputs, source
 from core.edit.source import Result, Source
 from core.edit.studio import Session
-from core.jobs import claims
+from core.jobs import claims, turn_states
 from core.jobs.checkpoints import Checkpointer
 from core.jobs.claims import Claim
 from core.jobs.failpoints import failpoint
@@ -108,9 +108,9 @@ def _settle(worker: Worker, claim: Claim) -> list[Turn]:
             continue
         whole = outputs.matches(Path(turn.output_path), turn.output_sha256, turn.output_bytes)
         if turn.state == "saving" and whole:
-            claims.finish_turn(worker.conn, claim, turn.turn)
+            turn_states.finish_turn(worker.conn, claim, turn.turn)
         elif not whole:
-            claims.redo_turn(worker.conn, claim, turn.turn)
+            turn_states.redo_turn(worker.conn, claim, turn.turn)
     return get_turns(worker.conn, claim.job.id)
 
 
@@ -143,7 +143,9 @@ def _edit_turn(
     )
     resume, times = checkpointer.resume()
     step = resume.step if resume else 0
-    claims.start_turn(worker.conn, claim, turn.turn, precision=session.precision, runtime=session.runtime, step=step)
+    turn_states.start_turn(
+        worker.conn, claim, turn.turn, precision=session.precision, runtime=session.runtime, step=step
+    )
     worker.tell("turn", claim, turn.turn, prompt=turn.prompt, steps=turn.steps, seed=turn.seed, turns=len(turns))
     worker.prefetcher.look(Ahead(worker.batch_id, job.model, session.sizes))
     if resume is not None:
@@ -193,7 +195,7 @@ def _edit_turn(
 
 
 def _beat(claim: Claim, turn: int, times: list[float], conn: sqlite3.Connection) -> None:
-    claims.beat(conn, claim, turn, times)
+    turn_states.beat(conn, claim, turn, times)
 
 
 def _preview(

@@ -266,7 +266,8 @@ def peak(device: torch.device, runtime: Runtime | None = None) -> int | None:
     """The most GPU memory in use since `reset_peak`; None on a CPU, where a process cannot tell whose it was."""
     if device.type != "cuda":
         return None
-    return torch.cuda.max_memory_allocated(device) + (runtime.device_bytes if runtime else 0)
+    beside = 0 if runtime is None else runtime.device_bytes + runtime.recorded_bytes
+    return torch.cuda.max_memory_allocated(device) + beside
 
 
 def runtime_bytes(runtime: Runtime) -> int:

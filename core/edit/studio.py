@@ -189,7 +189,8 @@ class LoadedSession:
         if self.model.device.type == "cuda":
             import torch
 
-            return torch.cuda.max_memory_allocated(self.model.device) + self.run.device_bytes
+            beside = self.run.device_bytes + self.run.recorded_bytes
+            return torch.cuda.max_memory_allocated(self.model.device) + beside
         return peak_resident_bytes()
 
 

@@ -43,6 +43,11 @@ class Runtime(Protocol):
         ...
 
     @property
+    def recorded_bytes(self) -> int:
+        """Of torch's memory what recorded steps keep to themselves: torch counts it as free."""
+        ...
+
+    @property
     def weight_bytes(self) -> int:
         """Of a transformer's weights in torch's memory; 0 for a runtime that has its own."""
         ...

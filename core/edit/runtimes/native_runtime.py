@@ -29,6 +29,7 @@ class NativeRuntime:
     """Runs a transformer's weights fused, a step at a time. `precision`: bf16, or a recipe's name."""
 
     name = "torch"
+    device_bytes = 0
 
     def __init__(self, transformer: Any, precision: str, *, ops: ModuleType | None = None) -> None:
         """Takes the transformer over: its blocks are gone from it. ops: `plain` or `kernels`, as fits by itself.
@@ -51,8 +52,7 @@ class NativeRuntime:
         return 0 if self._kept is None else self._kept.bytes
 
     @property
-    def device_bytes(self) -> int:
-        """What recorded steps keep to themselves."""
+    def recorded_bytes(self) -> int:
         return 0 if self._graphs is None else self._graphs.bytes
 
     @property

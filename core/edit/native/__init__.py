@@ -10,10 +10,11 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-from core.edit.runtimes import FIRST_WITH_FP8
-
 if TYPE_CHECKING:
     import torch
+
+FIRST_WITH_FP8 = 89
+"""Compute capability: RTX 40; Hopper is 90."""
 
 
 def serves(device: torch.device) -> bool:

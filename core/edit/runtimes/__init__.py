@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from core.edit.native import FIRST_WITH_FP8
 from core.edit.placement import EVERYTHING, Placement
 from core.errors import UnavailableError
 
@@ -25,8 +26,6 @@ RUNTIMES = ("torch", "onnx", "tensorrt")
 PRECISIONS = ("bf16", "fp8", "fp4", "fp4-svd")
 KEEPS_CONTEXT = ("torch",)
 """Those that can keep the context between steps: a graph has one number of tokens and returns no keys."""
-FIRST_WITH_FP8 = 89
-"""Compute capability: RTX 40; Hopper is 90."""
 KIND = {"torch": "checkpoint", "onnx": "onnx", "tensorrt": "engine"}
 """What each runtime takes from the artifact store; `torch` in bf16 takes nothing."""
 

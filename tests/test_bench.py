@@ -73,6 +73,15 @@ def test_a_batch_goes_through_the_queue_and_only_counts_what_is_warm():
     assert len(batch["load_s"]) == 1
 
 
+def test_a_batch_alone(tmp_path):
+    done = run(tmp_path, *SLICE, "--calls", "0", "--steps", "1", "--json", "-p", "fp8", "--jobs", "1")
+    report = json.loads(done.stdout)
+    assert (report["rows"], report["peers"]) == ([], [])
+    assert [(each["precision"], each["jobs"]) for each in report["batch"]] == [("fp8", 1)]
+    assert report["batch"][0]["turns"] > 0
+    assert "turns of the batch in fp8" in done.stderr
+
+
 def test_the_embedded_model_in_the_terminal(tmp_path):
     done = run(
         tmp_path, "--model", "kontext-tiny", "-p", "bf16", "-p", "fp8", "--runtime", "torch", "--calls", "1",
@@ -92,6 +101,7 @@ def test_the_embedded_model_in_the_terminal(tmp_path):
         (("--random-weights", "--runtime", "onnx"), 2, "--random-weights"),
         (("--model", "kontext-tiny", "-p", "fp8", "--runtime", "onnx"), 4, "there is no fp8 ONNX graph"),
         (("--random-weights", "--gpus", "63"), 4, "no GPU 63"),
+        (("--random-weights", "--calls", "0", "--jobs", "0"), 2, "--calls 0 leaves the batch alone"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(tmp_path, arguments, code, said):

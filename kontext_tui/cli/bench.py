@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,7 +36,9 @@ def bench(
         list[str] | None,
         typer.Option("--runtime", metavar="R", help="Only these: repeat it.", show_default="all"),
     ] = None,
-    calls: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Timed steps, warm.")] = 12,
+    calls: Annotated[
+        int, typer.Option(metavar="N", min=0, max=1000, help="Timed steps, warm; 0: the batch alone.")
+    ] = 12,
     steps: opt.Steps = None,
     jobs: Annotated[
         int, typer.Option(metavar="N", min=0, max=10_000, help="Pictures of the batch, two turns each; 0: no batch.")
@@ -72,6 +75,8 @@ def bench(
     for given, known, option in ((precision, PRECISIONS, "--precision"), (runtime, RUNTIMES, "--runtime")):
         if wrong := next((each for each in given or () if each not in known), None):
             raise UsageError(f"{option} {wrong!r}: give one of {', '.join(known)}")
+    if not calls and (peer or not jobs):
+        raise UsageError("--calls 0 leaves the batch alone: give --jobs, and no --peer")
     picture = _size(photo)
     if random_weights and [each for each in runtime or () if each != "torch"]:
         raise UsageError("--random-weights has no graph and no engine: leave --runtime out")
@@ -106,10 +111,10 @@ def bench(
             found = [benching.candidate(spec, folder, choice, device) for choice in choices]
         batches = len(found) if jobs else 0
         peers = bench_peers.PEERS if peer else ()
-        total, done = len(found) + len(peers) + batches, 0
+        total, done = (len(found) if calls else 0) + len(peers) + batches, 0
         rows, batch, beside, exact = [], [], [], None
         steps = steps or (spec.steps if spec else 28)
-        for each in found:
+        for each in found if calls else ():
             tell("measuring", done, total)
             facts, velocity = benching.measure(each, calls=calls, steps=steps, reference=exact)
             rows.append(facts)
@@ -131,7 +136,7 @@ def bench(
                 bench_batch.run(
                     spec or make_spec(size or Size()), each.precision, each.runtime, jobs=jobs, steps=steps,
                     devices=devices, size=size, context_refresh=context_refresh if each.runtime == "torch" else 1,
-                    photo=picture,
+                    photo=picture, on_turn=partial(tell, f"turns of the batch in {each.precision}"),
                 )
             )  # fmt: skip
             done += 1
@@ -141,7 +146,7 @@ def bench(
         "machine": {**graphics(), **machine(*PACKAGES)},
         "steps": steps, "rows": rows, "peers": beside, "batch": batch, "missing": missing,
         "published": dict(benching.PUBLISHED),
-        "published_beside": sum(rows[0]["tokens"].values()) > 8000,  # they are of a megapixel
+        "published_beside": any(sum(row["tokens"].values()) > 8000 for row in rows),  # they are of a megapixel
     }  # fmt: skip
     if charts is not None:
         from quant.bench_charts import save

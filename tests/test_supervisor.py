@@ -347,3 +347,16 @@ def test_two_workers_of_one_gpu_are_refused(night, monkeypatch, tmp_path):
 
 def _paused(night: Night) -> str | None:
     return control.paused(connect(night.database))
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "visible"), [("cuda:2", "cuda:0", "2"), ("cuda:0", "cuda:0", "0"), ("cpu", "cpu", "")]
+)
+def test_a_worker_sees_its_own_device_and_no_gpu_beside(device, name, visible, monkeypatch):
+    from core.edit.runtimes.trt_api import current_gpu
+    from core.jobs.supervisor import seen_as
+
+    assert seen_as(device) == (name, {"CUDA_VISIBLE_DEVICES": visible})
+    if device == "cpu":  # and nothing is chosen for a GPU then
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert current_gpu() is None

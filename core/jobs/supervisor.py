@@ -133,15 +133,22 @@ def _start_missing(supervision: Supervision, stopping: int) -> None:
             supervision.children[device] = _start(supervision.plan, device)
 
 
+def seen_as(device: str) -> tuple[str, dict[str, str]]:
+    """What a device is called in the process that has it, and what of the environment makes it so.
+
+    Before torch is imported, so that the child sees this GPU alone, or none: what is chosen by the GPU there is, such
+    as an engine, is not chosen for a worker on the processor.
+    """
+    if device.startswith("cuda:"):
+        return "cuda:0", {"CUDA_VISIBLE_DEVICES": device.partition(":")[2]}
+    return device, {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+
+
 def _start(plan: Plan, device: str) -> Child:
     command = [sys.executable, "-m", "core.jobs.child", "--db", str(plan.database), "--studio", plan.studio]
-    environment = dict(os.environ)
-    if device.startswith("cuda:"):
-        # Before torch is imported, so that the child sees this GPU alone and calls it cuda:0.
-        environment["CUDA_VISIBLE_DEVICES"] = device.partition(":")[2]
-        command += ["--device", "cuda:0"]
-    else:
-        command += ["--device", device]
+    name, visible = seen_as(device)
+    environment = {**os.environ, **visible}
+    command += ["--device", name]
     if plan.max_vram is not None:
         command += ["--max-vram", str(plan.max_vram)]
     if plan.batch_id is not None:

@@ -113,6 +113,8 @@ def measure(
             and not native.serves(device),
             "pipeline_bytes": weights + sum(_bytes(m) for m in (model.vae, model.text_encoder, model.text_encoder_2)),
         }  # fmt: skip
+        if runtime.caveat:
+            facts["caveat"] = runtime.caveat
         picture = make_picture(*model.spec.sizes[-1])
         with torch.inference_mode():
             context = editor.encode(model, editor.to_pixels(picture, model))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
+from types import ModuleType
 
 import pytest
 import small_checkpoints as small
@@ -96,6 +98,35 @@ def test_no_mode_of_torch_is_asked_for(conditioning, latents):
     with torch.inference_mode():
         assert torch.equal(predict(latents, torch.tensor([500.0]), True), first)
     assert torch.equal(run.begin(conditioning)(latents, torch.tensor([500.0]), True), first)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp8", "fp4-svd"])
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("gelu", lambda *a, **k: (ops.gelu(*a, **k), a[2].copy_((a[2].float() * 0.5).to(a[2].dtype)))),
+        ("modulate", lambda x, shift, scale, out, *a: ops.modulate(x, scale, shift, out, *a)),
+        ("attend", lambda q, k, v, out, attention: ops.attend(k, k, v, out, attention)),
+        ("heads", lambda *a, **k: None),
+        ("heads", lambda *a, **k: 1 / 0),
+    ],
+    ids=["half of it", "exchanged", "keys twice", "nothing written", "cannot run"],
+)
+def test_kernels_that_compute_something_else_are_left_out(precision, name, wrong, conditioning, latents):
+    broken = ModuleType("broken")
+    vars(broken).update({each: getattr(ops, each) for each in dir(ops)} | {name: wrong})
+    run = NativeRuntime(transformer(precision), precision, ops=broken)
+    assert "compiled kernels cannot be used here" in run.caveat
+    assert error(plain(run, conditioning, latents), plain(sound(precision), conditioning, latents)) < 1e-6
+
+
+@cache
+def sound(precision: str) -> NativeRuntime:
+    same = ModuleType("same")
+    vars(same).update({each: getattr(ops, each) for each in dir(ops)})
+    run = NativeRuntime(transformer(precision), precision, ops=same)
+    assert run.caveat == ""
+    return run
 
 
 def test_a_batch_is_refused(conditioning, latents):

@@ -298,7 +298,8 @@ class LocalStudio:
         session = LoadedSession(loaded, open_runtime(choice, loaded))
         limit_memory(device, self.max_vram, beside=session.run.device_bytes)
         took = time.perf_counter() - imported
-        how = (session.precision, session.runtime, choice.reason)
+        reason = "; ".join(filter(None, (choice.reason, session.run.caveat)))
+        how = (session.precision, session.runtime, reason)
         self.on_load(Loading(spec.name, self.device, *how, imported - start, took))
         return session
 

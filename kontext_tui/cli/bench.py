@@ -118,7 +118,9 @@ def bench(
             tell("measuring", done, total)
             facts, velocity = benching.measure(each, calls=calls, steps=steps, reference=exact)
             rows.append(facts)
-            tell(_so_far(f"{facts['precision']} {each.runtime}", facts), done, total)
+            name = f"{facts['precision']} {each.runtime}"
+            tell(_so_far(name, facts), done, total)
+            missing |= {f"{name}, compiled": facts["caveat"]} if "caveat" in facts else {}
             exact = velocity if each.precision == "bf16" and exact is None else exact
             done += 1
         for name in peers:

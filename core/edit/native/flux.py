@@ -210,8 +210,11 @@ class Flux:
         result: Tensor = self.shell.proj_out(step.modulated(of_noise, shift, scale, Rounding()))
         return result
 
-    def alone(self) -> dict[str, Callable[..., tuple[Tensor, Tensor]]]:
-        """Each block by its name in the checkpoint, called as diffusers calls its own: to see what it loses alone."""
+    def alone(self, ops: ModuleType | None = None) -> dict[str, Callable[..., tuple[Tensor, Tensor]]]:
+        """Each block by its name in the checkpoint, called as diffusers calls its own: to see what it loses alone.
+
+        ops: in place of the step's own.
+        """
 
         def called(block: Double | Single) -> Callable[..., tuple[Tensor, Tensor]]:
             def call(
@@ -220,7 +223,7 @@ class Flux:
             ) -> tuple[Tensor, Tensor]:  # fmt: skip
                 h = torch.cat([encoder_hidden_states[0], hidden_states[0]])
                 cos, sin = (angles[:, ::2].float().contiguous() for angles in image_rotary_emb)
-                step = blocks.Step(self.ops, h, F.silu(temb), cos, sin, encoder_hidden_states.shape[1])
+                step = blocks.Step(ops or self.ops, h, F.silu(temb), cos, sin, encoder_hidden_states.shape[1])
                 if isinstance(block, Double):
                     blocks.double(step, block)
                 else:

@@ -35,6 +35,8 @@ class Runtime(Protocol):
 
     name: str
     precision: str
+    caveat: str
+    """Why it is slower here than it could be, for the person who asked; mostly empty."""
 
     @property
     def device_bytes(self) -> int:

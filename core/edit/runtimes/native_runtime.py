@@ -13,6 +13,7 @@ from core.edit import native
 from core.edit.native import plain
 from core.edit.native.flux import Flux, Kept, Prepared
 from core.edit.native.graphs import Graphs
+from core.edit.native.proof import LIMIT, disagreement
 from core.edit.sampling import Conditioning, Predict
 
 
@@ -42,7 +43,8 @@ class NativeRuntime:
             torch.cuda.set_device(device)
         compiled = ops is None and device.type == "cuda" and native.can_compile()
         self.flux = Flux(transformer, ops or _ops(compiled=compiled), fp8_attention=_fp8_attention(device, compiled))
-        self._graphs = Graphs() if compiled else None
+        self.caveat = "" if self.flux.ops is plain else _prove(self.flux)
+        self._graphs = Graphs() if compiled and not self.caveat else None
         self._places: dict[tuple[int, ...], _Place] = {}
         self._kept: Kept | None = None
 
@@ -122,6 +124,21 @@ def _ops(*, compiled: bool) -> ModuleType:
     from core.edit.native import kernels
 
     return kernels
+
+
+def _prove(flux: Flux) -> str:
+    """Leave compiled kernels out where they cannot run or compute something else; returns the reason, in words."""
+    try:
+        error = disagreement(flux, flux.ops, plain)
+        if error <= LIMIT:
+            return ""
+        reason = f"what they compute is {error:.2f} off"
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as found:  # whatever a compiler or a library raises on a GPU that it does not know
+        reason = (str(found).strip().splitlines() or [type(found).__name__])[0]
+    flux.ops = plain
+    return f"plain torch computes, slower: compiled kernels cannot be used here ({reason})"
 
 
 def _fp8_attention(device: torch.device, compiled: bool) -> bool:

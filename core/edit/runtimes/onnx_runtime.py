@@ -71,6 +71,7 @@ class OnnxRuntime:
 
     name = "onnx"
     device_bytes = 0
+    caveat = ""
     recorded_bytes = 0
     weight_bytes = 0
     kept_bytes = 0

@@ -31,6 +31,7 @@ class Engine:
     """A loaded engine as a runtime, whatever it computes: `TensorrtRuntime` is the one that has been proven."""
 
     name = "tensorrt"
+    caveat = ""
     recorded_bytes = 0
     weight_bytes = 0
     kept_bytes = 0

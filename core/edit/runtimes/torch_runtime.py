@@ -20,6 +20,7 @@ class TorchRuntime:
 
     name = "torch"
     device_bytes = 0
+    caveat = ""
     recorded_bytes = 0
 
     def __init__(self, transformer: Any, precision: str | None = None) -> None:

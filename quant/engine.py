@@ -6,10 +6,11 @@ optimization profile serves all of a model's aspect ratios. TensorRT-RTX builds 
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,24 +171,36 @@ def build(
             ended.set()
 
     thread = threading.Thread(target=work, name="engine builder", daemon=True)
-    thread.start()
     # The builder runs without the interpreter's lock, and signals reach this thread. Not `join` with a timeout: one
     # that is interrupted takes the thread for ended (python/cpython#90882), and leaving it behind crashes at exit.
     try:
+        with _signals_held():  # one that comes while it starts would leave it running, unseen
+            thread.start()
         while not ended.wait(0.05):
             if should_stop is not None and should_stop():
                 stop.set()
     finally:
         stop.set()
-        while not ended.is_set():
+        while thread.ident is not None and not ended.is_set():
             with suppress(BaseException):  # another Ctrl-C: the builder cannot stop sooner
                 if on_progress is not None:
                     on_progress(Progress("stopping", 0.0))
                 ended.wait()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
     if "error" in outcome:
         raise outcome["error"]
     return dict(outcome["facts"])
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Signals that come meanwhile are delivered afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _build(

@@ -302,7 +302,7 @@ class TestCommands:
         assert "building" in process.stderr.readline()
         process.send_signal(sent)
         out, err = process.communicate(timeout=30)
-        assert process.returncode == {signal.SIGINT: 130, signal.SIGKILL: -9}[sent]
+        assert process.returncode == {signal.SIGINT: 130, signal.SIGKILL: -9}[sent], err
         assert (out, err) == ("", "")
         assert artifacts.list_all() == []
         if sent == signal.SIGKILL:

@@ -118,10 +118,10 @@ def measure(
         picture = make_picture(*model.spec.sizes[-1])
         with torch.inference_mode():
             context = editor.encode(model, editor.to_pixels(picture, model))
-            conditioning = editor.condition(model, context, PROMPT, model.spec.guidance)
+            conditioning, _ = _conditioned(model, context, steps)
             torch.manual_seed(1)
             latents = torch.randn_like(conditioning.context)
-            timestep = torch.full((1,), 500.0).to(latents)
+            timestep = conditioning.timesteps[[steps // 2]]
             facts["tokens"] = {
                 "image": latents.shape[1], "context": conditioning.context.shape[1],
                 "text": conditioning.prompt.shape[1],
@@ -135,6 +135,7 @@ def measure(
             reset_peak(device)
             facts["ms"] = times(step, calls, device)
             facts["step_peak_bytes"] = peak(device, runtime)
+            facts["begin_ms"] = times(partial(runtime.begin, conditioning), calls, device)["median"]
             if runtime.name == "torch":
                 facts["kernels"], facts["largest_kernels"] = kernels(step, device)
                 facts["context_refresh"] = _refreshed(runtime, conditioning, latents, timestep, calls, steps)
@@ -142,6 +143,12 @@ def measure(
         facts["modules"] = modules(model, runtime, picture, steps)
         facts["edit_peak_bytes"] = peak(device, runtime)
     return facts, velocity
+
+
+def _conditioned(model: Model, context: torch.Tensor, steps: int) -> tuple[Any, torch.Tensor]:
+    """Of an edit of so many steps, with its sigmas [steps + 1]: as many noise tokens as the context has."""
+    sigmas = sampling.schedule(model.scheduler, steps, sampling.pack(context).shape[1])
+    return editor.condition(model, context, PROMPT, model.spec.guidance, sigmas), sigmas
 
 
 def _refreshed(
@@ -185,10 +192,9 @@ def modules(model: Model, runtime: Runtime, picture: Image.Image, steps: int) ->
         with on("VAE encoder"):
             context = editor.encode(model, pixels)
         with on("text encoders"):
-            conditioning = editor.condition(model, context, PROMPT, model.spec.guidance)
+            conditioning, sigmas = _conditioned(model, context, steps)
         _, channels, height, width = context.shape
         latents = sampling.make_noise(0, channels, height, width, like=context)
-        sigmas = sampling.schedule(model.scheduler, steps, image_tokens=latents.shape[1])
         with on("transformer"):
             latents = sampling.denoise(runtime.begin(conditioning), latents, sigmas)
         editor.decode(model, latents, *size)

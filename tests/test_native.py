@@ -11,7 +11,9 @@ import small_checkpoints as small
 import torch
 from test_context import CPU, TOKENS, conditioning, error, latents, plain, steps
 
-from core.edit import lowbit
+from core.edit import editor, lowbit
+from core.edit.loading import load
+from core.edit.models import find_spec, locate
 from core.edit.native import plain as ops
 from core.edit.native.weights import Matrix, Room, Unsupported
 from core.edit.quantized import Emulated, QuantLinear, load_transformer
@@ -88,6 +90,36 @@ def test_edits_of_two_shapes_take_turns(conditioning, latents):
     assert torch.equal(plain(run, conditioning, latents), first)
     run.release()
     assert torch.equal(plain(run, conditioning, latents), first)
+
+
+@pytest.mark.parametrize("precision", ["fp32", *PRECISIONS])
+def test_steps_that_are_known_beforehand_are_the_same(precision, conditioning, latents):
+    """What depends on the timestep alone is computed at once for all; and an edit of fewer steps takes the place."""
+    run = NativeRuntime(transformer(precision), precision)
+    given = [torch.tensor([each]) for each in (900.0, 500.0, 100.0)]
+    with torch.inference_mode():
+        expected = [run.begin(conditioning)(latents, each, True) for each in given]
+        assert error(expected[0], expected[1]) > 0.02
+        for count in (3, 2, 3):
+            known = replace(conditioning, timesteps=torch.cat(given[:count]))
+            predict = run.begin(known)
+            for timestep, wanted in reversed(list(zip(given[:count], expected, strict=False))):
+                assert error(predict(latents, timestep, True), wanted) < (1e-5 if precision == "fp32" else 2e-2)
+        assert predict(latents, torch.tensor([900.5]), True).isnan().all()  # not another step's picture
+
+
+def test_an_edit_tells_its_timesteps(monkeypatch):
+    model = load(find_spec("kontext-tiny"), locate(find_spec("kontext-tiny")), CPU)
+    run, asked = NativeRuntime(transformer("fp32"), "bf16"), []
+    begin = run.begin
+    monkeypatch.setattr(run, "begin", lambda conditioning, **more: asked.append(conditioning) or begin(conditioning))
+    how = {"seed": 1, "steps": 4, "guidance": 2.5}
+    made, _ = editor.edit_latents(model, run, torch.zeros(1, 3, 64, 64), "make it night", **how)
+    wanted, _ = editor.edit_latents(
+        model, TorchRuntime(model.transformer), torch.zeros(1, 3, 64, 64), "make it night", **how
+    )
+    assert asked[0].timesteps.shape == (4,)
+    assert error(made, wanted) < 1e-4
 
 
 def test_no_mode_of_torch_is_asked_for(conditioning, latents):

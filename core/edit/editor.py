@@ -110,8 +110,8 @@ def edit_latents(
     _, channels, height, width = context.shape
     latents = sampling.make_noise(seed, channels, height, width, like=context)
     full = full_steps(steps, context_refresh)
-    predict = runtime.begin(condition(model, context, prompt, guidance), keep_context=not all(full))
     sigmas = sampling.schedule(model.scheduler, steps, image_tokens=latents.shape[1])
+    predict = runtime.begin(condition(model, context, prompt, guidance, sigmas), keep_context=not all(full))
     times: list[float] = []
 
     def record(step: int, ms: float, current: Tensor, outlook: Callable[[], Tensor]) -> None:
@@ -128,8 +128,11 @@ def edit_latents(
     return latents, tuple(times)
 
 
-def condition(model: Model, context: Tensor, prompt: str, guidance: float) -> Conditioning:
-    """What stays the same over the steps. context: latents [1, C, H, W] of the conditioning image."""
+def condition(
+    model: Model, context: Tensor, prompt: str, guidance: float, sigmas: Tensor | None = None
+) -> Conditioning:
+    """What stays the same over the steps. context: latents [1, C, H, W] of the conditioning image; sigmas
+    [steps + 1]: the edit's, where they are known."""
     encoded = encode_prompt(model, prompt)
     height, width = context.shape[2:]
     ids = [
@@ -144,6 +147,7 @@ def condition(model: Model, context: Tensor, prompt: str, guidance: float) -> Co
         guidance=torch.full([1], guidance, device=model.device, dtype=torch.float32)
         if model.guidance_embeds
         else None,
+        timesteps=None if sigmas is None else sampling.timesteps_of(sigmas[:-1], encoded.embeddings),
     )
 
 

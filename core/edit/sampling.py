@@ -38,6 +38,9 @@ class Conditioning:
     image_ids: Tensor  # [T + C tokens, 3]: rope positions, noise tokens first
     text_ids: Tensor  # [text tokens, 3]: zeros
     guidance: Tensor | None  # [B] float32, None for a model without guidance embedding
+    timesteps: Tensor | None = None
+    """[steps]: all that `Predict` will be asked for, where they are known: what depends on them and on nothing that
+    a step makes can be computed for all at once."""
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -85,6 +88,11 @@ def schedule(scheduler: Any, steps: int, image_tokens: int) -> Tensor:
     return sigmas.clone()
 
 
+def timesteps_of(sigmas: Tensor, like: Tensor) -> Tensor:
+    """Sigmas x 1000, rounded as the model is given them."""
+    return (sigmas * 1000).to(like)
+
+
 @torch.inference_mode()
 def denoise(
     predict: Predict,
@@ -104,7 +112,7 @@ def denoise(
     for step, (sigma, following) in enumerate(pairwise(sigmas)):
         if step < first_step:
             continue
-        timestep = (sigma * 1000).expand(len(latents)).to(latents)
+        timestep = timesteps_of(sigma, latents).expand(len(latents))
         velocity = predict(latents, timestep, full_steps is None or full_steps[step])
         # Euler in float32: in BF16 the last, small steps would round away.
         latents = (latents.float() + (following - sigma) * velocity).to(velocity.dtype)

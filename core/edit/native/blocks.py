@@ -12,10 +12,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from core.edit.native.modulation import round_rows
 from core.edit.native.rounding import Attention, Rounding
-from core.edit.native.weights import Matrix
-
-FP8 = torch.float8_e4m3fn
+from core.edit.native.weights import FP8, Matrix
 
 
 @dataclass
@@ -54,13 +53,11 @@ class Single:
 class Step:
     """One call's state.
 
-    h [tokens, width]: the residual, text tokens first, written in place; emb [1, width]: of time, guidance and pooled
-    text after SiLU; cos, sin [tokens, dim / 2].
+    h [tokens, width]: the residual, text tokens first, written in place; cos, sin [tokens, dim / 2].
     """
 
     ops: ModuleType
     h: Tensor
-    emb: Tensor
     cos: Tensor
     sin: Tensor
     text_tokens: int
@@ -71,9 +68,10 @@ class Step:
     pending: list[tuple[slice, Tensor, Tensor]] = field(default_factory=list)
     """(rows, y, gate): h[rows] += y * gate is still to be done."""
 
-    def __post_init__(self) -> None:
-        self.one = torch.ones((), device=self.h.device)
-        self._embs: dict[int, Tensor] = {}
+    @property
+    def others(self) -> int:
+        """How many tokens there are to attend to."""
+        return len(self.h) + (self.kept.shape[1] if self.reuse and self.kept is not None else 0)
 
     def streams(self) -> tuple[slice, slice]:
         return slice(0, self.text_tokens), slice(self.text_tokens, len(self.h))
@@ -94,54 +92,45 @@ class Step:
         self.pending = [each for each in self.pending if each[0].stop <= rows.start or each[0].start >= rows.stop]
         return out
 
-    def modulation(self, matrix: Matrix) -> Tensor:
-        """[outputs]: shifts, scales and gates."""
-        key = id(matrix.rounding)
-        if key not in self._embs:  # mostly one for all blocks: `Flux` sees to it
-            self._embs[key] = self.rounded(self.emb, matrix.rounding)
-        return matrix(self._embs[key])[0]
 
-    def rounded(self, x: Tensor, rounding: Rounding) -> Tensor:
-        if rounding.step is None:
-            return x
-        out = self.empty(*x.shape, low=True)
-        self.ops.gelu(x, self.one, out, rounding, activate=False)
-        return out
-
-
-def double(step: Step, block: Double) -> None:
-    both = (block.text, block.image)
-    rows = step.streams()
-    mods = [step.modulation(stream.modulation).chunk(6) for stream in both]
-    products = []
-    for stream, where, mod in zip(both, rows, mods, strict=True):
-        products.append((where, stream, stream.qkv(step.modulated(where, mod[0], mod[1], stream.qkv.rounding))))
+def double(step: Step, block: Double, of_text: Tensor, of_image: Tensor) -> None:
+    """of_text, of_image [6 * width]: shifts, scales and gates."""
+    both, rows, width = (block.text, block.image), step.streams(), step.h.shape[1]
+    mods = [each.chunk(6) for each in (of_text, of_image)]
     attention = block.attention
     low = attention.steps is not None
-    made = step.empty(len(step.h), step.h.shape[1], low=low)
-    given = [(where, product, stream.qkv.parts, stream.norms) for where, stream, product in products]
-    _attend(step, attention, given, made, slice(0, len(step.h)))
-    del products, given
+    joint = _joint(step, attention, block.text.qkv, block.image.qkv)
+    given = []
     for stream, where, mod in zip(both, rows, mods, strict=True):
-        x = made[where] if low else step.rounded(made[where], stream.out.rounding)
-        step.pending.append((where, stream.out(x, attention.out_step), mod[2]))
+        x = step.modulated(where, mod[0], mod[1], stream.qkv.rounding)
+        product = stream.qkv(x, out=None if joint is None else joint[where])
+        given.append((where, product, stream.qkv.parts, stream.norms))
+    made = step.empty(len(step.h), width, low=low)
+    _attend(step, attention, given, made, slice(0, len(step.h)), joint)
+    del joint, given
+    for stream, where, mod in zip(both, rows, mods, strict=True):
+        x = made[where] if low else round_rows(step.ops, made[where], stream.out.rounding)
+        _add(step, where, stream.out, x, mod[2], attention.out_step)
         x = step.modulated(where, mod[3], mod[4], stream.up.rounding)
         active = step.empty(len(x), stream.up.outputs, low=stream.down.is_low)
         _activated(step, stream.up, x, active, stream.down.rounding)
-        step.pending.append((where, stream.down(active), mod[5]))
+        _add(step, where, stream.down, active, mod[5])
 
 
-def single(step: Step, block: Single, rows: slice | None = None) -> None:
-    """rows: of which tokens the result is wanted, all unless given. Keys and values are made of all."""
-    shift, scale, gate = step.modulation(block.modulation).chunk(3)
+def single(step: Step, block: Single, mods: Tensor, rows: slice | None = None) -> None:
+    """mods [3 * width]: shift, scale and gate. rows: of which tokens the result is wanted, all unless given; keys and
+    values are made of all."""
+    shift, scale, gate = mods.chunk(3)
     everything, width = slice(0, len(step.h)), step.h.shape[1]
     rows = everything if rows is None else rows
     x = step.modulated(everything, shift, scale, block.into.rounding)
     into, out, attention = block.into, block.out, block.attention
     both = step.empty(rows.stop - rows.start, width + into.widths[3], low=out.is_low)
     of_attention, of_mlp = out.rounding.part(slice(0, width)), out.rounding.part(slice(width, None))
+    joint = None
     if step.ops.FUSED_GELU and into.gelu(x[rows], both[:, width:], of_mlp, 3):
-        product = into(x[rows], only=slice(0, 3))
+        joint = _joint(step, attention, into) if rows == everything else None
+        product = into(x[rows], only=slice(0, 3), out=None if joint is None else joint[rows])
     else:
         product = into(x[rows])
         step.ops.gelu(product[:, 3 * width :], into.parts[3], both[:, width:], of_mlp)
@@ -152,11 +141,11 @@ def single(step: Step, block: Single, rows: slice | None = None) -> None:
             given.append((others, into(x[others], only=slice(1, 3)), into.parts, block.norms))
     if out.is_low and attention.steps is None:
         made = step.empty(len(both), width, low=False)
-        _attend(step, attention, given, made, rows)
-        step.ops.gelu(made, step.one, both[:, :width], of_attention, activate=False)
+        _attend(step, attention, given, made, rows, joint)
+        step.ops.gelu(made, torch.ones((), device=made.device), both[:, :width], of_attention, activate=False)
     else:
-        _attend(step, attention, given, both[:, :width], rows)
-    step.pending.append((rows, out(both), gate))
+        _attend(step, attention, given, both[:, :width], rows, joint)
+    _add(step, rows, out, both, gate)
 
 
 def _activated(step: Step, matrix: Matrix, x: Tensor, out: Tensor, rounding: Rounding) -> None:
@@ -165,36 +154,50 @@ def _activated(step: Step, matrix: Matrix, x: Tensor, out: Tensor, rounding: Rou
         step.ops.gelu(matrix(x), matrix.parts[0], out, rounding)
 
 
+def _add(step: Step, rows: slice, matrix: Matrix, x: Tensor, gate: Tensor, scale: Tensor | None = None) -> None:
+    """h[rows] += gate * (x @ matrix): now, or with what is done to these rows next. scale: of x, unless its own."""
+    if not (step.ops.FUSED_GELU and matrix.add(x, step.h[rows], gate, scale)):
+        step.pending.append((rows, matrix(x, scale), gate))
+
+
+def _joint(step: Step, attention: Attention, *matrices: Matrix) -> Tensor | None:
+    """Room [others, 3 * width] for the queries, keys and values of all tokens, where nothing is done to values:
+    attention reads them there."""
+    if attention.steps is not None or any(matrix.is_low for matrix in matrices):
+        return None
+    return step.empty(step.others, 3 * step.h.shape[1], low=False)
+
+
 def _attend(
     step: Step,
     attention: Attention,
     given: list[tuple[slice, Tensor, Tensor, Tensor]],
     out: Tensor,
     queries: slice,
+    joint: Tensor | None = None,
 ) -> None:
     """Attention of the rows `queries` to all.
 
     given: (rows, columns of queries, keys and values, their scales, norms) a stream; rows outside `queries` have
-    columns of keys and values alone.
+    columns of keys and values alone. joint: what the columns lie in, if values are read there.
     """
     dim = given[0][3].shape[1]
     rows, heads = len(step.h), step.h.shape[1] // dim
     dtype = FP8 if attention.steps is not None else step.h.dtype
-    context = 0 if step.kept is None else step.kept.shape[1]
-    others = rows + (context if step.reuse else 0)
     q = step.h.new_empty(queries.stop - queries.start, heads, dim, dtype=dtype)
-    k, v = (step.h.new_empty(others, heads, dim, dtype=dtype) for _ in "kv")
+    k = step.h.new_empty(step.others, heads, dim, dtype=dtype)
+    v = torch.empty_like(k) if joint is None else joint[:, 2 * heads * dim :].unflatten(1, (heads, dim))
     for where, product, parts, norms in given:
         asks = queries.start <= where.start and where.stop <= queries.stop
         own = q[where.start - queries.start : where.stop - queries.start] if asks else None
         step.ops.heads(
             product, parts[:3], norms, step.cos[where], step.sin[where], attention.steps, attention.mixes,
-            own, k[where], v[where],
+            own, k[where], v[where] if joint is None else None,
         )  # fmt: skip
     if step.kept is not None:
         for now, kept in zip((k, v), step.kept, strict=True):
             if step.reuse:
                 now[rows:].copy_(kept)
             else:
-                kept.copy_(now[rows - context :])
+                kept.copy_(now[rows - len(kept) :])
     step.ops.attend(q, k, v, out, attention)

@@ -18,28 +18,27 @@ from torch.nn import functional as F
 
 from core.edit.native import blocks
 from core.edit.native.blocks import Double, Single, Stream
+from core.edit.native.modulation import Modulations, round_rows
 from core.edit.native.rounding import Attention, Rounding
-from core.edit.native.weights import Matrix, Room, Unsupported, check
+from core.edit.native.weights import FP8, Matrix, Room, Unsupported, check
 from core.edit.quantized import AttentionProcessor, AttentionScales, QuantLinear, hadamard_matrices
 from core.edit.sampling import Conditioning
-
-FP8 = torch.float8_e4m3fn
 
 
 @dataclass
 class Prepared:
-    """What stays the same over the steps of an edit: rows [tokens, width] of context and text, CLIP's [1, width], the
-    guidance [1], and the angles [text + noise + context, dim / 2] of all tokens."""
+    """What stays the same over the steps of an edit: rows [tokens, width] of context and text, the timesteps [steps],
+    what modulates each of them [steps, columns], and the angles [text + noise + context, dim / 2] of all tokens."""
 
     context: Tensor
     text: Tensor
-    pooled: Tensor
-    guidance: Tensor | None
+    timesteps: Tensor
+    modulations: Tensor
     cos: Tensor
     sin: Tensor
 
     def tensors(self) -> list[Tensor]:
-        return [t for t in (self.context, self.text, self.pooled, self.guidance, self.cos, self.sin) if t is not None]
+        return [self.context, self.text, self.timesteps, self.modulations, self.cos, self.sin]
 
 
 @dataclass
@@ -79,7 +78,7 @@ class Flux:
         for index, block in enumerate(singles):
             self.singles.append(self._single(block))
             singles[index] = nn.Identity()
-        self._share_embedding()
+        self.modulations = Modulations(list(self._modulating()), transformer.norm_out.linear)
         transformer.transformer_blocks, transformer.single_transformer_blocks = nn.ModuleList(), nn.ModuleList()
 
     # ---------------------------------------------------------------- taking weights over
@@ -137,22 +136,19 @@ class Flux:
             attention=self._attention(scales, out),
         )
 
-    def _share_embedding(self) -> None:
-        """Modulations see the same input; where calibration found the same scale for it, a step rounds it once."""
-        matrices = [stream.modulation for double in self.doubles for stream in (double.text, double.image)]
-        matrices += [single.modulation for single in self.singles]
-        known: dict[float, Rounding] = {}
-        for matrix in matrices:
-            step = matrix.rounding.step
-            if step is not None and matrix.rounding.smooth is None:
-                matrix.rounding = known.setdefault(float(step), matrix.rounding)
+    def _modulating(self) -> Iterator[Matrix]:
+        for double in self.doubles:
+            yield from (double.text.modulation, double.image.modulation)
+        for single in self.singles:
+            yield single.modulation
 
     def matrices(self) -> Iterator[Matrix]:
+        yield from self._modulating()
         for double in self.doubles:
             for stream in (double.text, double.image):
-                yield from (stream.modulation, stream.qkv, stream.out, stream.up, stream.down)
+                yield from (stream.qkv, stream.out, stream.up, stream.down)
         for single in self.singles:
-            yield from (single.modulation, single.into, single.out)
+            yield from (single.into, single.out)
 
     @property
     def bytes(self) -> int:
@@ -165,18 +161,28 @@ class Flux:
 
     @torch.inference_mode()
     def prepare(self, conditioning: Conditioning) -> Prepared:
-        """Raises ValueError for a batch: rows are of one edit."""
+        """Raises ValueError for a batch: rows are of one edit. Where its timesteps are unknown, `prepare_step` is
+        called before each."""
         if len(conditioning.context) != 1:
             raise ValueError(f"a step here is of one edit, not of {len(conditioning.context)}")
         cos, sin = self.shell.pos_embed(torch.cat([conditioning.text_ids, conditioning.image_ids]))
+        timesteps = conditioning.timesteps
+        if timesteps is None:
+            timesteps = conditioning.context.new_zeros(1)
         return Prepared(
             context=self.shell.x_embedder(conditioning.context[0]),
             text=self.shell.context_embedder(conditioning.prompt[0]),
-            pooled=conditioning.pooled.clone(),  # these are written over by the next edit
-            guidance=None if conditioning.guidance is None else conditioning.guidance.clone(),
+            timesteps=timesteps.clone(),  # written over by the next edit
+            modulations=self._modulate(timesteps, conditioning),
             cos=cos[:, ::2].float().contiguous(),
             sin=sin[:, ::2].float().contiguous(),
         )
+
+    @torch.inference_mode()
+    def prepare_step(self, prepared: Prepared, conditioning: Conditioning, timestep: Tensor) -> None:
+        """timestep [1]: the only one that `prepared` is for, from now on."""
+        prepared.timesteps.copy_(timestep)
+        prepared.modulations.copy_(self._modulate(timestep, conditioning))
 
     def keep(self, context_tokens: int) -> Kept:
         """Room for the keys and values of an edit's context."""
@@ -192,21 +198,27 @@ class Flux:
     def velocity(
         self, prepared: Prepared, latents: Tensor, timestep: Tensor, kept: Kept | None = None, *, full: bool = True
     ) -> Tensor:
-        """latents [noise tokens, channels], timestep [1] = sigma x 1000 -> [noise tokens, channels]."""
-        emb = F.silu(self._embed(timestep, prepared))
+        """latents [noise tokens, channels], timestep [1] = sigma x 1000 -> [noise tokens, channels].
+
+        NaN for a timestep that `prepared` does not have.
+        """
+        same = prepared.timesteps == timestep
+        row = prepared.modulations.index_select(0, same.int().argmax(0, keepdim=True))[0]
+        mods = self.modulations.of(torch.where(same.any(), row, torch.nan))
         noise = self.shell.x_embedder(latents)
         parts = [prepared.text, noise, prepared.context] if full else [prepared.text, noise]
-        step = blocks.Step(self.ops, torch.cat(parts), emb, prepared.cos, prepared.sin, len(prepared.text))
+        step = blocks.Step(self.ops, torch.cat(parts), prepared.cos, prepared.sin, len(prepared.text))
         of_noise = slice(len(prepared.text), len(prepared.text) + len(noise))
         step.reuse = not full
         for index, double in enumerate(self.doubles):
             step.kept = None if kept is None else kept.rows[index]
-            blocks.double(step, double)
+            blocks.double(step, double, mods[2 * index], mods[2 * index + 1])
         for index, single in enumerate(self.singles, len(self.doubles)):
             step.kept = None if kept is None else kept.rows[index]
             last = index + 1 == len(self.doubles) + len(self.singles)
-            blocks.single(step, single, of_noise if last else None)  # nobody asks for the rest of the last
-        scale, shift = self.shell.norm_out.linear(emb)[0].chunk(2)
+            mod = mods[len(self.doubles) + index]
+            blocks.single(step, single, mod, of_noise if last else None)  # nobody asks for the rest of the last
+        scale, shift = mods[-1].chunk(2)
         result: Tensor = self.shell.proj_out(step.modulated(of_noise, shift, scale, Rounding()))
         return result
 
@@ -223,11 +235,15 @@ class Flux:
             ) -> tuple[Tensor, Tensor]:  # fmt: skip
                 h = torch.cat([encoder_hidden_states[0], hidden_states[0]])
                 cos, sin = (angles[:, ::2].float().contiguous() for angles in image_rotary_emb)
-                step = blocks.Step(ops or self.ops, h, F.silu(temb), cos, sin, encoder_hidden_states.shape[1])
+                step = blocks.Step(ops or self.ops, h, cos, sin, encoder_hidden_states.shape[1])
+
+                def by(matrix: Matrix) -> Tensor:
+                    return matrix(round_rows(step.ops, F.silu(temb), matrix.rounding))[0]
+
                 if isinstance(block, Double):
-                    blocks.double(step, block)
+                    blocks.double(step, block, by(block.text.modulation), by(block.image.modulation))
                 else:
-                    blocks.single(step, block)
+                    blocks.single(step, block, by(block.modulation))
                 for rows, y, gate in step.pending:
                     h[rows] += y * gate
                 return h[None, : step.text_tokens], h[None, step.text_tokens :]
@@ -237,15 +253,15 @@ class Flux:
         named = {f"transformer_blocks.{index}": called(block) for index, block in enumerate(self.doubles)}
         return named | {f"single_transformer_blocks.{i}": called(block) for i, block in enumerate(self.singles)}
 
-    def _embed(self, timestep: Tensor, prepared: Prepared) -> Tensor:
-        """As diffusers does it: through the activations' dtype in thousandths."""
-        time = (timestep / 1000).to(self.dtype) * 1000
+    def _modulate(self, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """[timesteps, columns]; the time as diffusers embeds it, through the activations' dtype in thousandths."""
+        time = (timesteps / 1000).to(self.dtype) * 1000
         embed = self.shell.time_text_embed
-        if prepared.guidance is None:
-            result: Tensor = embed(time, prepared.pooled)
+        if conditioning.guidance is None:
+            emb = embed(time, conditioning.pooled)
         else:
-            result = embed(time, prepared.guidance.to(self.dtype) * 1000, prepared.pooled)
-        return result
+            emb = embed(time, conditioning.guidance.to(self.dtype) * 1000, conditioning.pooled)
+        return self.modulations.table(self.ops, emb)
 
 
 def _is_double(block: Any) -> bool:

@@ -145,16 +145,16 @@ def heads(
     mixes: Tensor | None,
     q: Tensor | None,
     k: Tensor,
-    v: Tensor,
+    v: Tensor | None,
     eps: float = 1e-6,
 ) -> None:
     rows, (_, count, width) = len(x), k.shape
     tile, together, warps, stages = HEADS
     together = next(n for n in range(min(together, count), 0, -1) if count % n == 0)
     first = 0 if q is not None else 1
-    _heads[(triton.cdiv(rows, tile), count // together, 3 - first)](
+    _heads[(triton.cdiv(rows, tile), count // together, (3 if v is not None else 2) - first)](
         x, parts, norms, cos, sin, x if mixes is None else mixes, x if steps is None else steps,
-        k if q is None else q, k, v, rows, x.stride(0), count, eps,
+        k if q is None else q, k, k if v is None else v, rows, x.stride(0), count, eps,
         TILE=tile, HEADS=together, DIM=width, FIRST=first, ROUND=steps is not None, MIX=mixes is not None,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip

@@ -46,22 +46,23 @@ def heads(
     mixes: Tensor | None,
     q: Tensor | None,
     k: Tensor,
-    v: Tensor,
+    v: Tensor | None,
     eps: float = 1e-6,
 ) -> None:
     """Queries, keys and values ready for attention, of the product's columns x [rows, 3 * heads * dim].
 
     parts [3]: what the columns of each are multiplied by; norms [2, dim]: RMSNorm of queries and keys; cos, sin
     [rows, dim / 2] float32; mixes [2, dim, dim]: what rotated queries and keys are multiplied by; steps [3]: E4M3
-    scales, None: not rounded. q, k, v [rows, heads, dim] are written. Without q there are no columns for it either.
+    scales, None: not rounded. q, k, v [rows, heads, dim] are written. Without q there are no columns for it either;
+    without v its columns stay unread.
     """
     _, count, width = k.shape
     first = 0 if q is not None else 1
-    by_head = x.float().unflatten(-1, (3 - first, count, width))
+    by_head = x.unflatten(-1, (3 - first, count, width))
     for index, out in enumerate((q, k, v)):
         if out is None:
             continue
-        value = by_head[:, index - first] * parts[index]
+        value = by_head[:, index - first].float() * parts[index]
         if index < 2:
             value = F.rms_norm(value, (width,), norms[index].float(), eps)
             real, imaginary = value[..., ::2], value[..., 1::2]

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from core.edit import lowbit
 from core.edit.native import cublas
@@ -166,20 +165,22 @@ class Matrix:
         """Whether rows must come rounded to E4M3."""
         return self.rounding.step is not None
 
-    def __call__(self, x: Tensor, step: Tensor | None = None, *, only: slice = slice(None)) -> Tensor:
+    def __call__(
+        self, x: Tensor, step: Tensor | None = None, *, only: slice = slice(None), out: Tensor | None = None
+    ) -> Tensor:
         """Rows [tokens, inputs] -> [tokens, outputs].
 
-        step: the scale that the rows have, unless `rounding`'s; only: of these linears.
+        step: the scale that the rows have, unless `rounding`'s; only: of these linears; out: contiguous, to write to.
         """
         rows = self._rows(only)
         bias = None if self.bias is None else self.bias[rows]
         weight = self._weight(only)
         scale = self.rounding.step if step is None else step
         if scale is None:
-            return F.linear(x, weight, bias)
+            return torch.mm(x, weight.t(), out=out) if bias is None else torch.addmm(bias, x, weight.t(), out=out)
         y: Tensor = torch._scaled_mm(
             x, weight.t(), scale_a=scale, scale_b=self.scale, bias=bias,
-            out_dtype=torch.bfloat16, use_fast_accum=True,
+            out_dtype=torch.bfloat16, use_fast_accum=True, out=out,
         )  # fmt: skip
         return y
 
@@ -196,6 +197,15 @@ class Matrix:
             x, self._weight(slice(linear, linear + 1)), out, bias, gelu=True,
             scale_x=self.rounding.step if low else None, scale_weight=self.scales[linear] if low else None,
             out_inverse=rounding.inverse,
+        )  # fmt: skip
+
+    def add(self, x: Tensor, to: Tensor, gate: Tensor, step: Tensor | None = None) -> bool:
+        """to += gate * (x @ weight + bias), all in the product; False where there is no such product."""
+        low = self.is_low
+        return cublas.product(
+            x, self._weight(slice(None)), to, self.bias, gate=gate.float(),
+            scale_x=(self.rounding.step if step is None else step) if low else None,
+            scale_weight=self.scale if low else None,
         )  # fmt: skip
 
     def _rows(self, only: slice) -> slice:

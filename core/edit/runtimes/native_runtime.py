@@ -89,6 +89,8 @@ class NativeRuntime:
             whole = full or not keep_context
             place.latents.copy_(latents[0])
             place.timestep.copy_(timestep)
+            if conditioning.timesteps is None:
+                self.flux.prepare_step(place.prepared, conditioning, place.timestep)
 
             def step() -> Tensor:
                 return self.flux.velocity(place.prepared, place.latents, place.timestep, self._kept, full=whole)
@@ -106,7 +108,7 @@ class NativeRuntime:
         """Where this edit's tensors lie: over those of an earlier one of its shape."""
         made = self.flux.prepare(conditioning)
         noise = len(conditioning.image_ids) - conditioning.context.shape[1]
-        key = (noise, len(made.context), len(made.text))
+        key = (noise, len(made.context), len(made.text), len(made.timesteps))
         place = self._places.get(key)
         if place is None:
             channels = conditioning.context.shape[2]

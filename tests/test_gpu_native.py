@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import small_checkpoints as small
 import torch
@@ -73,6 +75,10 @@ def test_heads(heads, dim, dtype):
     plain.heads(*given, *made[1])
     for found, expected in zip(*made, strict=True):  # plain torch rounds what is mixed to BF16 before E4M3
         assert error(found, expected) < (0.02 if low else 5e-3)
+    q, k = (poisoned(rows, heads, dim, dtype=dtype) for _ in "qk")
+    kernels.heads(*given, q, k, None)  # values stay where the product wrote them
+    assert torch.equal(q.view(torch.uint8), made[0][0].view(torch.uint8))
+    assert torch.equal(k.view(torch.uint8), made[0][1].view(torch.uint8))
 
 
 def test_unpack_fp4():
@@ -103,6 +109,8 @@ def test_attention_into_a_slice(dtype, others):
     q, k, v = (randn(n, heads, dim, dtype=torch.float32) for n in (rows, others, others))
     q, k, v = ((x / step if low else x).to(dtype) for x in (q, k, v))
     found, expected = (torch.zeros(rows, 2 * heads * dim, device=GPU).to(dtype) for _ in "ab")
+    wide = torch.cat([x.flatten(1).view(torch.uint8) for x in (v, v, v)], 1).view(dtype)  # a product's columns
+    v = wide[:, 2 * heads * dim :].unflatten(1, (heads, dim))
     attention.attend(q, k, v, found[:, heads * dim :], scales)
     plain.attend(q, k, v, expected[:, heads * dim :], scales)
     assert error(found[:, heads * dim :], expected[:, heads * dim :]) < (0.06 if low else 5e-3)
@@ -126,6 +134,26 @@ def test_gelu_in_the_product(rows, dtype):
     assert cublas.product(*given, out[:, 512:], bias, gelu=True, **more)
     assert error(out[:, 512:].float() * (step if low else 1), exact) < (0.06 if low else 5e-3)
     assert not out[:, :512].float().any()
+
+
+@pytest.mark.parametrize("dtype", [FP8, BF16])
+@pytest.mark.parametrize("rows", [48, 1024])
+def test_gate_and_residual_in_the_product(rows, dtype):
+    from core.edit.native import cublas
+
+    if not cublas.is_installed():
+        pytest.skip("nvmath-python is not installed")
+    low = dtype == FP8
+    x, weight, bias, h = randn(rows, 512), randn(2048, 512) / 23, randn(2048), randn(rows, 2048)
+    gate, step = randn(2048, dtype=torch.float32), torch.tensor(0.02, device=GPU)
+    exact = h.float() + gate * (x.float() @ weight.float().t() + bias.float())
+    more = {"scale_x": step, "scale_weight": step / 20} if low else {}
+    given = ((x / step).to(dtype), (weight / step * 20).to(dtype)) if low else (x, weight)
+    before = h.clone()
+    if cublas.product(*given, h, bias, gate=gate, **more):
+        assert error(h, exact) < (0.06 if low else 5e-3)
+    else:
+        assert torch.equal(h, before)
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +193,9 @@ def test_a_step_is_the_plain_one_and_a_recorded_one_the_same_bits(precision, cas
     assert error(steps[1], first) < 0.05
     run.release()
     assert torch.equal(run.begin(conditioning)(latents, timestep, True), first)
+    known = replace(conditioning, timesteps=torch.cat([timestep - 100, timestep, timestep + 100]))
+    predict = run.begin(known)
+    made = [predict(latents, timestep, True) for _ in range(3)]
+    assert error(made[0], first) < (0.005 if precision == "bf16" else 0.05)  # products of three rows, not of one
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], made[2])

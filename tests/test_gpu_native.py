@@ -136,26 +136,6 @@ def test_gelu_in_the_product(rows, dtype):
     assert not out[:, :512].float().any()
 
 
-@pytest.mark.parametrize("dtype", [FP8, BF16])
-@pytest.mark.parametrize("rows", [48, 1024])
-def test_gate_and_residual_in_the_product(rows, dtype):
-    from core.edit.native import cublas
-
-    if not cublas.is_installed():
-        pytest.skip("nvmath-python is not installed")
-    low = dtype == FP8
-    x, weight, bias, h = randn(rows, 512), randn(2048, 512) / 23, randn(2048), randn(rows, 2048)
-    gate, step = randn(2048, dtype=torch.float32), torch.tensor(0.02, device=GPU)
-    exact = h.float() + gate * (x.float() @ weight.float().t() + bias.float())
-    more = {"scale_x": step, "scale_weight": step / 20} if low else {}
-    given = ((x / step).to(dtype), (weight / step * 20).to(dtype)) if low else (x, weight)
-    before = h.clone()
-    if cublas.product(*given, h, bias, gate=gate, **more):
-        assert error(h, exact) < (0.06 if low else 5e-3)
-    else:
-        assert torch.equal(h, before)
-
-
 @pytest.fixture(scope="module")
 def case() -> tuple[Conditioning, torch.Tensor]:
     def on(name: str, seed: int) -> torch.Tensor:

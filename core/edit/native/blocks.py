@@ -110,11 +110,11 @@ def double(step: Step, block: Double, of_text: Tensor, of_image: Tensor) -> None
     del joint, given
     for stream, where, mod in zip(both, rows, mods, strict=True):
         x = made[where] if low else round_rows(step.ops, made[where], stream.out.rounding)
-        _add(step, where, stream.out, x, mod[2], attention.out_step)
+        step.pending.append((where, stream.out(x, attention.out_step), mod[2]))
         x = step.modulated(where, mod[3], mod[4], stream.up.rounding)
         active = step.empty(len(x), stream.up.outputs, low=stream.down.is_low)
         _activated(step, stream.up, x, active, stream.down.rounding)
-        _add(step, where, stream.down, active, mod[5])
+        step.pending.append((where, stream.down(active), mod[5]))
 
 
 def single(step: Step, block: Single, mods: Tensor, rows: slice | None = None) -> None:
@@ -145,19 +145,13 @@ def single(step: Step, block: Single, mods: Tensor, rows: slice | None = None) -
         step.ops.gelu(made, torch.ones((), device=made.device), both[:, :width], of_attention, activate=False)
     else:
         _attend(step, attention, given, both[:, :width], rows, joint)
-    _add(step, rows, out, both, gate)
+    step.pending.append((rows, out(both), gate))
 
 
 def _activated(step: Step, matrix: Matrix, x: Tensor, out: Tensor, rounding: Rounding) -> None:
     """out = GELU(x @ matrix), rounded."""
     if not (step.ops.FUSED_GELU and matrix.gelu(x, out, rounding)):
         step.ops.gelu(matrix(x), matrix.parts[0], out, rounding)
-
-
-def _add(step: Step, rows: slice, matrix: Matrix, x: Tensor, gate: Tensor, scale: Tensor | None = None) -> None:
-    """h[rows] += gate * (x @ matrix): now, or with what is done to these rows next. scale: of x, unless its own."""
-    if not (step.ops.FUSED_GELU and matrix.add(x, step.h[rows], gate, scale)):
-        step.pending.append((rows, matrix(x, scale), gate))
 
 
 def _joint(step: Step, attention: Attention, *matrices: Matrix) -> Tensor | None:

@@ -34,14 +34,11 @@ def product(
     bias: Tensor | None,
     *,
     gelu: bool = False,
-    gate: Tensor | None = None,
     scale_x: Tensor | None = None,
     scale_weight: Tensor | None = None,
     out_inverse: Tensor | None = None,
 ) -> bool:
     """out = x @ weight.T + bias, then GELU (tanh's approximation), on a GPU. False where cuBLAS has no such product.
-
-    gate [outputs] float32: out += gate * (x @ weight.T + bias) instead, with out BF16.
 
     x [rows, inputs], weight [outputs, inputs], out [rows, outputs], each with any distance between rows; bias
     [outputs] BF16. E4M3 operands are multiplied by their scales (float32 scalars), an E4M3 output by `out_inverse`.
@@ -49,15 +46,13 @@ def product(
     operands = [t for t in (x, weight, out, bias) if t is not None]
     shape = (
         *x.shape, len(weight), x.stride(0), weight.stride(0), out.stride(0), x.dtype, out.dtype, bias is not None,
-        gelu, gate is not None, all(t.data_ptr() % ALIGNMENT == 0 for t in operands), x.device.index or 0,
+        gelu, all(t.data_ptr() % ALIGNMENT == 0 for t in operands), x.device.index or 0,
     )  # fmt: skip
     if shape not in _plans:
         _plans[shape] = _plan(*shape)
     plan = _plans[shape]
     if plan is None:
         return False
-    if gate is not None and bias is not None:
-        bias = (gate * bias).to(bias.dtype)
     pointers = {
         "A_SCALE_POINTER": scale_weight, "B_SCALE_POINTER": scale_x, "D_SCALE_POINTER": out_inverse,
         "BIAS_POINTER": bias,
@@ -65,7 +60,7 @@ def product(
     from nvmath.bindings import cublasLt
 
     try:
-        plan.run(x, weight, out, pointers, gate)
+        plan.run(x, weight, out, pointers)
     except cublasLt.cuBLASLtError:  # found by the heuristics, and refused: versions differ in what they can
         if plan.ran:
             raise
@@ -91,9 +86,7 @@ class _Plan:
     zero: Any
     ran: bool = False
 
-    def run(
-        self, x: Tensor, weight: Tensor, out: Tensor, pointers: dict[str, Tensor | None], gate: Tensor | None
-    ) -> None:
+    def run(self, x: Tensor, weight: Tensor, out: Tensor, pointers: dict[str, Tensor | None]) -> None:
         from nvmath.bindings import cublasLt
 
         for name, tensor in pointers.items():
@@ -101,10 +94,9 @@ class _Plan:
                 _set(self.description, name, tensor.data_ptr(), np.int64)
         a, b, c, d = self.layouts
         unread = 0 if out.dtype == torch.float8_e4m3fn else out.data_ptr()  # it would be of another type than out
-        alpha, beta = (self.one.ctypes.data, self.zero) if gate is None else (gate.data_ptr(), self.one)
         cublasLt.matmul(
-            self.handle, self.description, alpha, weight.data_ptr(), a, x.data_ptr(), b,
-            beta.ctypes.data, unread, c, out.data_ptr(), d, self.algorithm.ctypes.data,
+            self.handle, self.description, self.one.ctypes.data, weight.data_ptr(), a, x.data_ptr(), b,
+            self.zero.ctypes.data, unread, c, out.data_ptr(), d, self.algorithm.ctypes.data,
             self.workspace.data_ptr(), self.workspace.numel(), torch.cuda.current_stream(x.device).cuda_stream,
         )  # fmt: skip
 
@@ -127,7 +119,7 @@ def _set(description: int, name: str, value: int, kind: Any) -> None:
 
 def _plan(
     rows: int, inputs: int, outputs: int, x_stride: int, weight_stride: int, out_stride: int, dtype: torch.dtype,
-    out_dtype: torch.dtype, has_bias: bool, gelu: bool, gated: bool, aligned: bool, device: int,
+    out_dtype: torch.dtype, has_bias: bool, gelu: bool, aligned: bool, device: int,
 ) -> _Plan | None:  # fmt: skip
     """cuBLAS counts by columns: what is computed is out's transpose, weight times x's transpose."""
     from nvmath import CudaDataType
@@ -140,8 +132,6 @@ def _plan(
     description = cublasLt.matmul_desc_create(ComputeType.COMPUTE_32F, CudaDataType.CUDA_R_32F)
     _set(description, "TRANSA", 1, np.int32)
     _set(description, "FAST_ACCUM", int(dtype == torch.float8_e4m3fn), np.int8)
-    if gated:
-        _set(description, "POINTER_MODE", cublasLt.PointerMode.ALPHA_DEVICE_VECTOR_BETA_HOST, np.int32)
     epilogue = {
         (False, False): cublasLt.Epilogue.DEFAULT, (True, False): cublasLt.Epilogue.BIAS,
         (False, True): cublasLt.Epilogue.GELU, (True, True): cublasLt.Epilogue.GELU_BIAS,

@@ -199,15 +199,6 @@ class Matrix:
             out_inverse=rounding.inverse,
         )  # fmt: skip
 
-    def add(self, x: Tensor, to: Tensor, gate: Tensor, step: Tensor | None = None) -> bool:
-        """to += gate * (x @ weight + bias), all in the product; False where there is no such product."""
-        low = self.is_low
-        return cublas.product(
-            x, self._weight(slice(None)), to, self.bias, gate=gate.float(),
-            scale_x=(self.rounding.step if step is None else step) if low else None,
-            scale_weight=self.scale if low else None,
-        )  # fmt: skip
-
     def _rows(self, only: slice) -> slice:
         first, last, _ = only.indices(len(self.widths))
         return slice(sum(self.widths[:first]), sum(self.widths[:last]))

@@ -77,7 +77,7 @@ def make_model(size: Size, device: torch.device, dtype: torch.dtype, transformer
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
     from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-    from core.edit.loading import Model, fast_convolutions
+    from core.edit.loading import Model, fast_vae
     from core.edit.models import MODELS
 
     whole = size.heads == FULL.heads
@@ -111,7 +111,7 @@ def make_model(size: Size, device: torch.device, dtype: torch.dtype, transformer
         dtype=dtype,
         transformer=transformer,
         guidance_embeds=True,
-        vae=fast_convolutions(vae.eval().requires_grad_(False), device),
+        vae=fast_vae(vae.eval().requires_grad_(False), device),
         scheduler=FlowMatchEulerDiscreteScheduler(
             base_image_seq_len=256, base_shift=0.5, max_image_seq_len=4096, max_shift=1.15, shift=3.0,
             use_dynamic_shifting=True,

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import small_checkpoints as small
 import torch
+from diffusers import AutoencoderKL
+from torch.nn import functional as F
 
 from core.edit import lowbit, native
 from core.edit.native import plain
@@ -92,6 +94,37 @@ def test_unpack_fp4():
     kernels.unpack_fp4(codes, blocks, scale, found, torch.tensor(0.1, device=GPU), None, low)
     plain.unpack_fp4(codes, blocks, scale, expected, torch.tensor(0.1, device=GPU), None, low)
     assert error(found, expected) < 5e-3
+
+
+@pytest.mark.parametrize("shape", [(1, 128, 1024, 1024), (1, 512, 130, 77), (1, 64, 33, 31)], ids=str)
+def test_norm_and_silu(shape):
+    from core.edit.native import vae
+
+    x = (randn(*shape) * 3 + 20 * randn(1, shape[1], 1, 1)).contiguous(memory_format=torch.channels_last)
+    weight, bias = randn(shape[1]), randn(shape[1])
+    found = vae.norm_silu(x, weight, bias, 32, 1e-6)
+    expected = F.silu(F.group_norm(x.float(), 32, weight.float(), bias.float(), 1e-6))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert error(found, expected) < 5e-3
+
+
+def test_the_vae_keeps_its_pictures_in_one_order():
+    """Every norm but attention's is the fused one, and the picture is torch's own."""
+    from core.edit import editor, loading
+    from core.edit.models import find_spec, locate
+    from core.edit.native.vae import NormThenSiLU
+
+    spec = find_spec("kontext-tiny")
+    model = loading.load(spec, locate(spec), GPU)
+    norms = [type(m) for m in model.vae.modules() if isinstance(m, (torch.nn.GroupNorm, NormThenSiLU))]
+    assert norms.count(NormThenSiLU) > 20
+    pixels = torch.rand(1, 3, 256, 192, device=GPU).to(model.dtype) * 2 - 1
+    own = AutoencoderKL.from_pretrained(locate(spec) / "vae", torch_dtype=torch.float32).to(GPU)
+    latents = own.encode(pixels.float()).latent_dist.mode()
+    assert error(model.vae.encode(pixels).latent_dist.mode(), latents) < 0.03
+    with torch.inference_mode():
+        assert error(model.vae.decode(latents.to(model.dtype)).sample, own.decode(latents).sample) < 0.03
+    assert editor.encode(model, pixels).shape == latents.shape
 
 
 @pytest.mark.parametrize("others", [512, 777])

@@ -25,7 +25,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 else:
-    from core.edit.native import kernels, plain
+    from torch.nn import functional as F
+
+    from core.edit.native import kernels, plain, vae
     from core.edit.native.rounding import Rounding
 
     FP8 = torch.float8_e4m3fn
@@ -119,3 +121,16 @@ else:
         out = torch.full((1, 32), float("nan"))
         kernels.unpack_fp4(packed, blocks, torch.tensor(1.0), out, None)
         assert torch.equal(out, lowbit.from_e2m1(codes))
+
+    @pytest.mark.parametrize(
+        ("channels", "groups", "size"), [(32, 8, (5, 7)), (48, 16, (64, 40)), (128, 32, (70, 30))]
+    )
+    def test_norm_and_silu(channels, groups, size):
+        x = (5 * torch.randn(1, channels, *size) + 30 * torch.randn(1, channels, 1, 1)).contiguous(
+            memory_format=torch.channels_last
+        )
+        weight, bias = torch.randn(channels), torch.randn(channels)
+        found = vae.norm_silu(x, weight, bias, groups, 1e-6)
+        expected = F.silu(F.group_norm(x.double(), groups, weight.double(), bias.double(), 1e-6))
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(found.double(), expected, rtol=2e-5, atol=5e-5)

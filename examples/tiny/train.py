@@ -131,6 +131,11 @@ def prepare_gpu(net: nn.ModuleDict, *, eager: bool) -> None:
     The first size compiles for itself, the second for all others. Compiling the VAE too would take longer than it
     saves, and so would letting cuDNN try its convolutions for each size.
     """
+    import torch._inductor.config as inductor
+
+    # torch 2.11 puts no brackets around a dynamic size there: "shape is invalid" in the first backward pass.
+    if hasattr(inductor.triton, "mix_order_reduction"):
+        inductor.triton.mix_order_reduction = False
     torch.set_float32_matmul_precision("high")
     torch.backends.cuda.enable_cudnn_sdp(False)
     use_own_attention(net["transformer"])

@@ -96,11 +96,11 @@ def test_unpack_fp4():
     assert error(found, expected) < 5e-3
 
 
-@pytest.mark.parametrize("shape", [(1, 128, 1024, 1024), (1, 512, 130, 77), (1, 64, 33, 31)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 128, 1024, 1024), (1, 512, 130, 77), (5, 64, 33, 31)], ids=str)
 def test_norm_and_silu(shape):
     from core.edit.native import vae
 
-    x = (randn(*shape) * 3 + 20 * randn(1, shape[1], 1, 1)).contiguous(memory_format=torch.channels_last)
+    x = (randn(*shape) * 3 + 20 * randn(shape[0], shape[1], 1, 1)).contiguous(memory_format=torch.channels_last)
     weight, bias = randn(shape[1]), randn(shape[1])
     found = vae.norm_silu(x, weight, bias, 32, 1e-6)
     expected = F.silu(F.group_norm(x.float(), 32, weight.float(), bias.float(), 1e-6))

@@ -126,7 +126,7 @@ else:
         ("channels", "groups", "size"), [(32, 8, (5, 7)), (48, 16, (64, 40)), (128, 32, (70, 30))]
     )
     def test_norm_and_silu(channels, groups, size):
-        x = (5 * torch.randn(1, channels, *size) + 30 * torch.randn(1, channels, 1, 1)).contiguous(
+        x = (5 * torch.randn(3, channels, *size) + 30 * torch.randn(3, channels, 1, 1)).contiguous(
             memory_format=torch.channels_last
         )
         weight, bias = torch.randn(channels), torch.randn(channels)

@@ -35,7 +35,7 @@ class NormThenSiLU(nn.Module):
         self.num_groups, self.eps = norm.num_groups, norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda and x.shape[0] == 1 and x.is_contiguous(memory_format=torch.channels_last):
+        if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last):
             return norm_silu(x, self.weight, self.bias, self.num_groups, self.eps)
         return F.silu(F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps))
 
@@ -57,7 +57,7 @@ def quicken(vae: Any) -> bool:
 
 @torch.inference_mode()
 def _agrees(norm: nn.GroupNorm) -> bool:
-    made = torch.randn(1, norm.num_channels, 37, 29, generator=torch.Generator().manual_seed(0))
+    made = torch.randn(2, norm.num_channels, 37, 29, generator=torch.Generator().manual_seed(0))
     x = made.to(norm.weight.device, norm.weight.dtype).contiguous(memory_format=torch.channels_last)
     expected = F.silu(norm(x)).float()
     try:
@@ -70,21 +70,21 @@ def _agrees(norm: nn.GroupNorm) -> bool:
 
 
 def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-    """x [1, C, H, W], channels last, -> the same shape and order."""
-    _, channels, height, width = x.shape
+    """x [N, C, H, W], channels last, -> the same shape and order."""
+    count, channels, height, width = x.shape
     rows = height * width
     block = triton.next_power_of_2(channels)
     tile = max(1, TILE // block)
-    programs = min(PROGRAMS, triton.cdiv(rows, tile))
-    sums = torch.empty(programs, 2, channels, dtype=torch.float32, device=x.device)
-    scale, shift = torch.empty(2, channels, dtype=torch.float32, device=x.device)
+    programs = min(triton.cdiv(PROGRAMS, count), triton.cdiv(rows, tile))
+    sums = torch.empty(count, programs, 2, channels, dtype=torch.float32, device=x.device)
+    factors = torch.empty(count, 2, channels, dtype=torch.float32, device=x.device)
     out = torch.empty_like(x)
-    _sums[(programs,)](x, sums, rows, channels, programs, ROWS=tile, BLOCK=block)
+    _sums[(programs, count)](x, sums, rows, channels, programs, ROWS=tile, BLOCK=block)
     each = triton.next_power_of_2(channels // groups)
-    _factors[(groups,)](
-        x, sums, weight, bias, scale, shift, rows, channels, channels // groups, programs, eps, ROWS=64, BLOCK=each
+    _factors[(groups, count)](
+        x, sums, weight, bias, factors, rows, channels, channels // groups, programs, eps, ROWS=64, BLOCK=each
     )
-    _apply[(triton.cdiv(rows, tile),)](x, scale, shift, out, rows, channels, ROWS=tile, BLOCK=block)
+    _apply[(triton.cdiv(rows, tile), count)](x, factors, out, rows, channels, ROWS=tile, BLOCK=block)
     return out
 
 
@@ -92,6 +92,8 @@ def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) 
 def _sums(x, sums, rows, channels, programs, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Of x and of its square by channel, less the first row: means may be far from 0."""
     program = tl.program_id(0)
+    x += tl.program_id(1).to(tl.int64) * rows * channels
+    sums += (tl.program_id(1) * programs + program) * 2 * channels
     column = tl.arange(0, BLOCK)[None, :]
     inside = column < channels
     pivot = tl.load(x + column, inside, 0.0).to(tl.float32)
@@ -106,18 +108,20 @@ def _sums(x, sums, rows, channels, programs, ROWS: tl.constexpr, BLOCK: tl.const
         first += tl.sum(value, 0)[None, :]
         second += tl.sum(value * value, 0)[None, :]
         start += programs * ROWS
-    tl.store(sums + program * 2 * channels + column, first, inside)
-    tl.store(sums + (program * 2 + 1) * channels + column, second, inside)
+    tl.store(sums + column, first, inside)
+    tl.store(sums + channels + column, second, inside)
 
 
 @triton.jit
 def _factors(
-    x, sums, weight, bias, scale, shift, rows, channels, size, programs, eps,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    x, sums, weight, bias, factors, rows, channels, size, programs, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """A channel's factor and summand, of its group's mean and variance."""
     part = tl.arange(0, BLOCK)
     column = tl.program_id(0) * size + part
+    x += tl.program_id(1).to(tl.int64) * rows * channels
+    sums += tl.program_id(1) * programs * 2 * channels
+    factors += tl.program_id(1) * 2 * channels
     inside = part < size
     first = tl.zeros((BLOCK,), tl.float32)
     second = tl.zeros((BLOCK,), tl.float32)
@@ -135,17 +139,19 @@ def _factors(
     variances = second / rows - (first / rows) * (first / rows) + away * away
     deviation = tl.sqrt(tl.sum(tl.where(inside, variances, 0.0), 0) / size + eps)
     factor = tl.load(weight + column, inside, 0.0).to(tl.float32) / deviation
-    tl.store(scale + column, factor, inside)
-    tl.store(shift + column, tl.load(bias + column, inside, 0.0).to(tl.float32) - mean * factor, inside)
+    tl.store(factors + column, factor, inside)
+    tl.store(factors + channels + column, tl.load(bias + column, inside, 0.0).to(tl.float32) - mean * factor, inside)
 
 
 @triton.jit
-def _apply(x, scale, shift, out, rows, channels, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def _apply(x, factors, out, rows, channels, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     column = tl.arange(0, BLOCK)[None, :]
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
     here = (column < channels) & (row < rows)
-    factor = tl.load(scale + column, column < channels, 0.0)
-    summand = tl.load(shift + column, column < channels, 0.0)
-    value = tl.load(x + row * channels + column, here, 0.0).to(tl.float32) * factor + summand
+    at = tl.program_id(1).to(tl.int64) * rows * channels + row * channels + column
+    factors += tl.program_id(1) * 2 * channels
+    factor = tl.load(factors + column, column < channels, 0.0)
+    summand = tl.load(factors + channels + column, column < channels, 0.0)
+    value = tl.load(x + at, here, 0.0).to(tl.float32) * factor + summand
     value *= tl.sigmoid(value)
-    tl.store(out + row * channels + column, value.to(out.dtype.element_ty), here)
+    tl.store(out + at, value.to(out.dtype.element_ty), here)

@@ -35,7 +35,8 @@ class NormThenSiLU(nn.Module):
         self.num_groups, self.eps = norm.num_groups, norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda and x.is_contiguous(memory_format=torch.channels_last):
+        here = x.is_cuda and not torch.is_grad_enabled()  # the kernels have no gradients
+        if here and x.is_contiguous(memory_format=torch.channels_last):
             return norm_silu(x, self.weight, self.bias, self.num_groups, self.eps)
         return F.silu(F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps))
 

@@ -19,7 +19,15 @@ from core.edit.loading import Model
 from core.edit.models import find_spec, locate
 from examples.tiny import bank, checkpoint, evaluate, figures, vae
 from examples.tiny.compose import Pairs, compose
-from examples.tiny.model import open_model, start_anew, token_ids, trainable, with_words, write_model
+from examples.tiny.model import (
+    more_blocks,
+    open_model,
+    start_anew,
+    token_ids,
+    trainable,
+    with_words,
+    write_model,
+)
 from examples.tiny.plans import SIZES, Recipe, plan_kinds
 from examples.tiny.replay import KINDS, Batch, Replay, Schedule
 from examples.tiny.train import Rates, Trainer, arguments, flow_error, split_parameters, train
@@ -173,6 +181,23 @@ def test_a_state_in_parts_comes_back_whole(tmp_path: Path, small: Model) -> None
     trainer = Trainer(trainable(small), Rates(), 1, CPU)
     with pytest.raises(ValueError, match="does not fit the model"):
         checkpoint.restore(back, trainer.net, trainer.average, trainer.optimizers)
+
+
+def test_more_blocks_change_nothing_until_they_learn(small_folder: Path, tmp_path: Path, index: bank.Index) -> None:
+    with_words(small_folder, tmp_path / "old", index)
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    more_blocks(tmp_path / "new", 2)
+    old, new = (open_model(tmp_path / name, CPU) for name in ("old", "new"))
+    assert len(new.transformer.single_transformer_blocks) == 3
+    batch = some_batch(old)
+    nets = [trainable(model) for model in (old, new)]
+    with torch.no_grad():
+        errors = [flow_error(net, batch, torch.Generator().manual_seed(4)) for net in nets]
+    torch.testing.assert_close(errors[0], errors[1])
+    trainer = Trainer(nets[1], Rates(warm_up=1), 1, CPU)
+    for _ in range(2):
+        trainer.take(batch, 1.0)
+    assert all(block.proj_out.weight.abs().max() > 0 for block in new.transformer.single_transformer_blocks)
 
 
 def test_a_model_is_written_in_bf16_with_its_words(

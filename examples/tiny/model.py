@@ -62,6 +62,27 @@ def with_words(source: Path, target: Path, index: Index) -> None:
     encoder.to(torch.bfloat16).save_pretrained(target / "text_encoder_2")
 
 
+def more_blocks(folder: Path, count: int) -> None:
+    """Put `count` single blocks behind the last, in place: copies of the last ones whose output is 0, so that the
+    model predicts what it did and may go on learning from there (a residual network's way to grow)."""
+    if not count:
+        return
+    from diffusers import FluxTransformer2DModel
+
+    old = FluxTransformer2DModel.from_pretrained(folder / "transformer", local_files_only=True)
+    config = {**old.config, "num_single_layers": old.config.num_single_layers + count}
+    new = FluxTransformer2DModel.from_config(config)
+    new.load_state_dict(old.state_dict(), strict=False)  # what is missing follows
+    blocks = new.single_transformer_blocks
+    first = len(blocks) - count
+    with torch.no_grad():
+        for index in range(first, len(blocks)):
+            blocks[index].load_state_dict(blocks[index - min(count, first)].state_dict())
+            blocks[index].proj_out.weight.zero_()
+            blocks[index].proj_out.bias.zero_()
+    new.to(torch.bfloat16).save_pretrained(folder / "transformer")
+
+
 def start_anew(net: nn.ModuleDict, seed: int) -> None:
     """Fresh weights in place, such that the first velocity is 0 and each block may already look at the context.
 

@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.edit.loading import Model
+from core.edit.loading import Model, fast_vae
 from core.edit.quantized import use_own_attention
 from examples.tiny import bank, checkpoint
 from examples.tiny.model import (
     SHIPPED,
     image_ids,
+    more_blocks,
     open_model,
     start_anew,
     trainable,
@@ -147,7 +148,8 @@ def half_vae(model: Model) -> Model:
     """The same model with a BF16 copy of its VAE, to encode pairs with on a GPU."""
     if model.device.type != "cuda":
         return model
-    return replace(model, vae=copy.deepcopy(model.vae).to(torch.bfloat16), dtype=torch.bfloat16)
+    vae = fast_vae(copy.deepcopy(model.vae).to(torch.bfloat16), model.device)
+    return replace(model, vae=vae, dtype=torch.bfloat16)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -158,6 +160,7 @@ def train(args: argparse.Namespace) -> None:
     source = args.run / "start"
     if not source.exists():
         with_words(args.start, source, index)
+        more_blocks(source, args.more_blocks)
     model = open_model(source, device)
     net = trainable(model)
     if args.from_scratch and not (args.run / "state").exists():
@@ -266,6 +269,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("run", type=Path, help="folder of the run; goes on where it stopped")
     parser.add_argument("--start", type=Path, default=SHIPPED, help="model to start from")
     parser.add_argument("--from-scratch", action="store_true", help="keep only the start's VAE and tokenizers")
+    parser.add_argument(
+        "--more-blocks",
+        type=int,
+        default=0,
+        help="single blocks to put behind the start's: they change nothing at first",
+    )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after this long, start-up included")
     parser.add_argument("--steps", type=float, default=float("inf"), help="stop after this many more steps")
     parser.add_argument(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
@@ -50,4 +51,9 @@ async def check(pilot: Any, name: str) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     assert path.is_file(), f"{path.name} is missing; KONTEXT_TUI_SCREENS=write makes it"
-    assert text == path.read_text(), f"{path.name} is another screen now; look at the difference"
+    kept, end = path.read_text(), time.monotonic() + 10
+    while text != kept and time.monotonic() < end:  # on a busy machine it rests before all has come
+        await pilot.pause(0.2)
+        text = await settle(pilot)
+    difference = "\n".join(unified_diff(kept.splitlines(), text.splitlines(), "kept", "now", lineterm=""))
+    assert text == kept, f"{path.name} is another screen now:\n{difference}"

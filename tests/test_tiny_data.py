@@ -53,11 +53,13 @@ def test_the_same_seed_plans_and_draws_the_same_pairs(index: bank.Index, bank_pi
 
 @pytest.mark.parametrize("size", ["1:1", "16:9", "2:3"])
 def test_nothing_changes_outside_the_change(size: str, index: bank.Index, bank_pixels: bank.Pixels) -> None:
-    """Beyond a soft shadow's reach of the mask, input and target are equal to the bit; inside they differ."""
+    """Beyond a soft shadow's reach of the things, input and target are equal to the bit; at them they differ."""
     plan = plan_kinds(index, OBJECT_KINDS, SIZES[size], random.Random(size), held_out=False)
-    pairs = compose(bank_pixels, plan)
+    pairs = compose(bank_pixels, plan, things=True)
     assert pairs.source.shape[2:] == SIZES[size][::-1]
-    beyond = F.max_pool2d(pairs.mask, 25, 1, 12) == 0
+    assert pairs.things is not None
+    here = pairs.things.any(1, keepdim=True).float().maximum(pairs.mask)  # dark on dark is beneath the mask's limit
+    beyond = F.max_pool2d(here, 25, 1, 12) == 0
     assert torch.equal(pairs.source * beyond, pairs.target * beyond)
     assert (pairs.mask.mean((1, 2, 3)) > 0.002).all()
     assert beyond.float().mean((1, 2, 3)).min() > 0.1

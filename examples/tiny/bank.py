@@ -38,6 +38,11 @@ SHOWN = {
     "chelsea": {"cat"}, "astronaut": {"people", "rocket"}, "camera": {"people", "camera"}, "rocket": {"rocket"},
     "flower": {"sunflower", "rose", "tulip"}, "Wine": {"drum", "chair"}, "coffee": {"cup of coffee"},
     "friends": {"dog"}, "sunset": {"sun"},
+    "view-city": {"car", "house"}, "view-courtyard": {"dog", "house", "palm tree"},
+    "view-forest": {"tree"}, "view-interior": {"tv", "chair"}, "view-night": {"tree", "star"},
+    "view-studio": {"light bulb"}, "view-sunrise": {"sun", "tree"}, "view-sunset": {"people", "sun", "house"},
+    "view-city2": {"house", "star"}, "view-dawn2": {"moon"}, "view-forest2": {"tree", "pine tree"},
+    "view-night2": {"tree", "star"}, "view-studio2": {"light bulb", "umbrella"},
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from core.edit import editor, lowbit
 from core.edit.loading import load
 from core.edit.models import find_spec, locate
 from core.edit.native import plain as ops
+from core.edit.native.flux import MOST_KNOWN
 from core.edit.native.weights import Matrix, Room, Unsupported
 from core.edit.quantized import Emulated, QuantLinear, load_transformer
 from core.edit.runtimes import opening
@@ -106,6 +107,8 @@ def test_steps_that_are_known_beforehand_are_the_same(precision, conditioning, l
             for timestep, wanted in reversed(list(zip(given[:count], expected, strict=False))):
                 assert error(predict(latents, timestep, True), wanted) < (1e-5 if precision == "fp32" else 2e-2)
         assert predict(latents, torch.tensor([900.5]), True).isnan().all()  # not another step's picture
+        many = run.begin(replace(conditioning, timesteps=torch.linspace(1000, 1, MOST_KNOWN + 1)))
+        assert torch.equal(many(latents, given[0], True), expected[0])  # too many to keep: step by step
 
 
 def test_an_edit_tells_its_timesteps(monkeypatch):

@@ -24,6 +24,9 @@ from core.edit.native.weights import FP8, Matrix, Room, Unsupported, check
 from core.edit.quantized import AttentionProcessor, AttentionScales, QuantLinear, hadamard_matrices
 from core.edit.sampling import Conditioning
 
+MOST_KNOWN = 64
+"""Timesteps whose modulations are kept, 2 MB each at full size; those of longer edits are made step by step."""
+
 
 @dataclass
 class Prepared:
@@ -36,6 +39,8 @@ class Prepared:
     modulations: Tensor
     cos: Tensor
     sin: Tensor
+    known: bool
+    """Whether all timesteps of the edit are among these; if not, `Flux.prepare_step` comes before each step."""
 
     def tensors(self) -> list[Tensor]:
         return [self.context, self.text, self.timesteps, self.modulations, self.cos, self.sin]
@@ -161,13 +166,13 @@ class Flux:
 
     @torch.inference_mode()
     def prepare(self, conditioning: Conditioning) -> Prepared:
-        """Raises ValueError for a batch: rows are of one edit. Where its timesteps are unknown, `prepare_step` is
-        called before each."""
+        """Raises ValueError for a batch: rows are of one edit."""
         if len(conditioning.context) != 1:
             raise ValueError(f"a step here is of one edit, not of {len(conditioning.context)}")
         cos, sin = self.shell.pos_embed(torch.cat([conditioning.text_ids, conditioning.image_ids]))
         timesteps = conditioning.timesteps
-        if timesteps is None:
+        known = timesteps is not None and len(timesteps) <= MOST_KNOWN
+        if timesteps is None or not known:
             timesteps = conditioning.context.new_zeros(1)
         return Prepared(
             context=self.shell.x_embedder(conditioning.context[0]),
@@ -176,6 +181,7 @@ class Flux:
             modulations=self._modulate(timesteps, conditioning),
             cos=cos[:, ::2].float().contiguous(),
             sin=sin[:, ::2].float().contiguous(),
+            known=known,
         )
 
     @torch.inference_mode()

@@ -89,7 +89,7 @@ class NativeRuntime:
             whole = full or not keep_context
             place.latents.copy_(latents[0])
             place.timestep.copy_(timestep)
-            if conditioning.timesteps is None:
+            if not place.prepared.known:
                 self.flux.prepare_step(place.prepared, conditioning, place.timestep)
 
             def step() -> Tensor:
@@ -108,7 +108,7 @@ class NativeRuntime:
         """Where this edit's tensors lie: over those of an earlier one of its shape."""
         made = self.flux.prepare(conditioning)
         noise = len(conditioning.image_ids) - conditioning.context.shape[1]
-        key = (noise, len(made.context), len(made.text), len(made.timesteps))
+        key = (noise, len(made.context), len(made.text), len(made.timesteps), int(made.known))
         place = self._places.get(key)
         if place is None:
             channels = conditioning.context.shape[2]

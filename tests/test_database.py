@@ -6,6 +6,7 @@ import multiprocessing
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -42,6 +43,32 @@ def test_many_programs_may_make_it_at_once(tmp_path):
         pool.starmap(_open_at, [(str(tmp_path / "jobs.db"), start)] * 6)
     assert rows(tmp_path / "jobs.db", "PRAGMA integrity_check") == [("ok",)]
     assert rows(tmp_path / "jobs.db", "SELECT name FROM _sqlite_migrations") == [("0001",)]
+
+
+def test_a_queue_that_another_program_makes_while_it_is_looked_at_is_no_foreign_one(tmp_path, monkeypatch):
+    """Version, owner and tables are of one moment: the other's writes come after all three or before."""
+    path, own_open, others = tmp_path / "jobs.db", database._open, []
+
+    def other() -> None:
+        connect(path).close()
+
+    def seen(statement: str) -> None:
+        if "application_id" in statement and not others:
+            others.append(threading.Thread(target=other))
+            others[0].start()
+            others[0].join(0.5)  # it gets to its commit, and waits there
+
+    def traced(target):
+        conn = own_open(target)
+        if not others:
+            conn.set_trace_callback(seen)
+        return conn
+
+    monkeypatch.setattr(database, "_open", traced)
+    connect(path).close()
+    others[0].join(20)
+    assert not list(tmp_path.glob("*before-version*"))
+    assert rows(path, "SELECT name FROM _sqlite_migrations") == [("0001",)]
 
 
 def test_an_older_queue_is_backed_up_and_upgraded_and_a_failing_step_changes_nothing(tmp_path, monkeypatch):

@@ -50,6 +50,18 @@ def left_over() -> list[Path]:
     return [*paths.artifacts().glob("*/.*.part"), *config.state_file().with_name("tasks").glob("*")]
 
 
+async def test_a_look_that_overtakes_another_still_puts_the_cursor_on_what_was_made(database):
+    app = app_over(database)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await open_on(pilot)
+        screen = app.screen
+        last = screen.models.keys[-1]
+        assert screen.models.key != last
+        screen.look(last)
+        screen.look()
+        await until(pilot, lambda: screen.models.key == last)
+
+
 @pytest.mark.skipif(not is_installed("tensorrt_rtx"), reason="TensorRT-RTX is not installed")
 async def test_from_nothing_to_an_engine_that_is_looked_into_and_removed_again(database):
     app = app_over(database)

@@ -148,14 +148,14 @@ def _open(path: Path) -> Connection:
 
 def _prepare(conn: sqlite3.Connection, path: Path) -> None:
     """Check whose file it is before anything is written, then bring its schema up to `VERSION`."""
-    version, owner = _header(conn)
+    version, owner, empty = _header(conn)
     if version > VERSION and owner == APPLICATION_ID:
         raise DatabaseError(
             f"{path} has schema version {version}; this kontext-tui knows up to {VERSION}. "
             "Update kontext-tui; the file was not touched"
         )
     if owner != APPLICATION_ID:
-        if version or owner or conn.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+        if version or owner or not empty:
             raise DatabaseError(f"{path} is a database of another program; give --db another path")
         _migrate(conn)
     elif version < VERSION:
@@ -166,9 +166,15 @@ def _prepare(conn: sqlite3.Connection, path: Path) -> None:
         conn.execute("PRAGMA journal_mode = WAL")
 
 
-def _header(conn: sqlite3.Connection) -> tuple[int, int]:
-    version = conn.execute("PRAGMA user_version").fetchone()[0]
-    return version, conn.execute("PRAGMA application_id").fetchone()[0]
+def _header(conn: sqlite3.Connection) -> tuple[int, int, bool]:
+    """Schema version, application id, and whether there are no tables: of one moment, as others may be making it."""
+    conn.execute("BEGIN")
+    try:
+        version = conn.execute("PRAGMA user_version").fetchone()[0]
+        owner = conn.execute("PRAGMA application_id").fetchone()[0]
+        return version, owner, conn.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
+    finally:
+        conn.execute("COMMIT")
 
 
 def _migrate(conn: sqlite3.Connection) -> None:

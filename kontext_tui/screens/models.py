@@ -83,6 +83,8 @@ class ModelsScreen(Screen[None]):
         self.entries: list[Entry] = []
         self.gpu: str | None = None
         """The kind of GPU here."""
+        self.wanted: str | None = None
+        """What the next look puts the cursor on."""
 
     @property
     def home(self) -> KontextApp:
@@ -121,17 +123,19 @@ class ModelsScreen(Screen[None]):
     # ------------------------------------------------------------ looking
 
     def look(self, keep: str | None = None) -> None:
-        """Look at the store. keep: what to put the cursor on."""
-        self.run_worker(partial(self._look, keep), group="look", exclusive=True)
+        """Look at the store. keep: what to put the cursor on, by this look or by one that overtakes it."""
+        self.wanted = keep or self.wanted
+        self.run_worker(self._look, group="look", exclusive=True)
 
     def _look_again(self) -> None:
         if self.is_current:
             self.look()
 
-    async def _look(self, keep: str | None) -> None:
+    async def _look(self) -> None:
         self.found, gpu = await self.home.in_background(_all)
         self.gpu = gpu
         self.entries = models_view.entries(self.found)
+        keep, self.wanted = self.wanted, None
         self._show(keep or (None if self.models.keys else self.home.state.get("models")))
 
     def _show(self, keep: str | None = None) -> None:

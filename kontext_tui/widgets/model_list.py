@@ -45,6 +45,8 @@ class ModelList(OptionList):
             for index, (new, old) in enumerate(zip(lines, self.lines, strict=True)):
                 if new != old:
                     self.replace_option_prompt_at_index(index, new)
+            if keep in self.keys:
+                self.highlighted = self.keys.index(keep)
         self.lines = list(lines)
 
     def _on_click(self, event: events.Click) -> None:

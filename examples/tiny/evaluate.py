@@ -73,8 +73,12 @@ class Examiner:
         contact_sheet(rows, columns=columns, height=height).save(self.out / f"{name}.jpg", quality=88)
 
 
-def score(result: Tensor, plan: Plan, pairs: Pairs) -> dict[str, float]:
-    """ok, every (all of a compound's or a removal's parts ok), PSNR inside and outside of the change."""
+def score(result: Tensor, plan: Plan, pairs: Pairs, through: Tensor | None = None) -> dict[str, float]:
+    """ok, every (all of a compound's or a removal's parts ok), PSNR inside and outside of the change.
+
+    through: the targets as the VAE gives them back. Where that is not ok itself, as with the colours of a nearly grey
+    picture, no edit can be: `possible` is the share of the others, `ok_possible` how many of them are ok.
+    """
     source, target, mask = pairs.source, pairs.target, pairs.mask
     assert pairs.things is not None
     inside = mask if bool(mask.any()) else torch.ones_like(mask)
@@ -83,6 +87,10 @@ def score(result: Tensor, plan: Plan, pairs: Pairs) -> dict[str, float]:
         ok = figures.undone(result, source, target, mask) < figures.LEFT_UNDONE
         found["ok"] = _mean(ok)
         found["every"] = _mean(ok & figures.all_done(result, source, target, mask, pairs.things))
+        if through is not None:
+            able = figures.undone(through, source, target, mask) < figures.LEFT_UNDONE
+            found["possible"] = _mean(able)
+            found["ok_possible"] = _mean(ok[able]) if bool(able.any()) else 0.0
     beyond = figures.outside(mask)
     kept = beyond.mean((1, 2, 3)) > 0.05
     if bool(kept.any()):
@@ -100,12 +108,13 @@ def measure_kinds(exam: Examiner) -> dict[str, Any]:
     for kind in exam.args.kinds:
         plan, pairs = exam.pairs(kind, exam.args.each)
         prompts = exam.prompts(plan)
-        figure, result = exam.score(plan, pairs, prompts)
+        through = torch.cat([through_vae(exam.model, part) for part in pairs.target.split(figures.AT_ONCE)])
+        result = exam.edit(pairs.source, prompts)
+        figure = {"n": len(prompts), **score(result, plan, pairs, through)}
         inside = pairs.mask if bool(pairs.mask.any()) else torch.ones_like(pairs.mask)
         others = make_plan(
             exam.index, Recipe(held_out=True, plain_words=1.0), exam.args.seed, 7, len(prompts)
         ).prompts
-        through = torch.cat([through_vae(exam.model, part) for part in pairs.target.split(figures.AT_ONCE)])
         figure |= {
             "copy": _mean(figures.psnr(pairs.source, pairs.target, inside)),
             "wrong": _mean(figures.psnr(exam.edit(pairs.source, others), pairs.target, inside)),

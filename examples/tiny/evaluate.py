@@ -156,12 +156,15 @@ def measure_phrases(exam: Examiner) -> dict[str, Any]:
 
 
 def measure_drift(exam: Examiner) -> dict[str, Any]:
-    """Five turns that change nothing, and three that come back: PSNR to the input after each."""
+    """Five turns that change nothing, beside the VAE alone as often, and three that come back: PSNR to the input."""
     _, pairs = exam.pairs("add", exam.args.drift_each)
     image, found, strips = pairs.source, [], [[picture] for picture in pairs.source]
+    through, alone = pairs.source, []
     for prompt in CHAIN:
         image = exam.edit(image, [capital(prompt)] * len(image))
         found.append(round(_mean(figures.psnr(image, pairs.source)), 2))
+        through = through_vae(exam.model, through)
+        alone.append(round(_mean(figures.psnr(through, pairs.source)), 2))
         for strip, picture in zip(strips, image, strict=True):
             strip.append(picture)
     caption = "input, then five turns of: Leave it as it is"
@@ -178,7 +181,7 @@ def measure_drift(exam: Examiner) -> dict[str, Any]:
     steps = zip(start, first, second, third, chain_plan.plain_prompts, colours, strict=True)
     rows = [([*pictures], f"{prompt}; make it {colour}; remove it") for *pictures, prompt, colour in steps]
     exam.sheet("chain", rows[:12], columns=2)
-    return {"nothing": found, "add_recolour_remove": round(_mean(figures.psnr(third, start)), 2)}
+    return {"nothing": found, "vae": alone, "add_recolour_remove": round(_mean(figures.psnr(third, start)), 2)}
 
 
 def measure_aspects(exam: Examiner) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--start", type=Path, default=SHIPPED)
     parser.add_argument("--from-scratch", action="store_true", help="fresh weights of the start's shape")
     parser.add_argument("--settle", action="store_true", help="the decoder alone, for pictures of many turns")
-    parser.add_argument("--rate", type=float, default=1.0, help="of the learning rates; 0.3 to go on from a start")
+    parser.add_argument("--rate", type=float, default=1.0, help="of the learning rates; 0.2 with --settle")
     parser.add_argument("--minutes", type=float, default=3)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=1)

@@ -80,12 +80,14 @@ def norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) 
     sums = torch.empty(count, programs, 2, channels, dtype=torch.float32, device=x.device)
     factors = torch.empty(count, 2, channels, dtype=torch.float32, device=x.device)
     out = torch.empty_like(x)
-    _sums[(programs, count)](x, sums, rows, channels, programs, ROWS=tile, BLOCK=block)
-    each = triton.next_power_of_2(channels // groups)
-    _factors[(groups, count)](
-        x, sums, weight, bias, factors, rows, channels, channels // groups, programs, eps, ROWS=64, BLOCK=each
-    )
-    _apply[(triton.cdiv(rows, tile), count)](x, factors, out, rows, channels, ROWS=tile, BLOCK=block)
+    size = channels // groups
+    with torch.cuda.device_of(x):  # kernels go where torch stands, not where their tensors are
+        _sums[(programs, count)](x, sums, rows, channels, programs, ROWS=tile, BLOCK=block)
+        _factors[(groups, count)](
+            x, sums, weight, bias, factors, rows, channels, size, programs, eps,
+            ROWS=64, BLOCK=triton.next_power_of_2(size),
+        )  # fmt: skip
+        _apply[(triton.cdiv(rows, tile), count)](x, factors, out, rows, channels, ROWS=tile, BLOCK=block)
     return out
 
 

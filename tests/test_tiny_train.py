@@ -28,6 +28,7 @@ from examples.tiny.model import (
     with_words,
     write_model,
 )
+from examples.tiny.muon import Muon
 from examples.tiny.plans import SIZES, Recipe, plan_kinds
 from examples.tiny.replay import KINDS, Batch, Replay, Schedule
 from examples.tiny.train import Rates, Trainer, arguments, flow_error, split_parameters, train
@@ -114,6 +115,31 @@ def test_matrices_of_blocks_go_to_muon(tiny: Any) -> None:
     assert len(matrices) == 2 * 12 + 6 * 5
     assert {id(p) for p in matrices}.isdisjoint(id(p) for p in rest)
     assert sum(p.numel() for p in [*matrices, *rest]) == sum(p.numel() for p in net.parameters())
+
+
+def test_muon_of_all_matrices_at_once_is_torchs() -> None:
+    """Wide, tall and square matrices, over three steps; and a state that torch's own goes on from."""
+    torch.manual_seed(0)
+    shapes = ((8, 24), (24, 8), (16, 16), (8, 24), (24, 8))
+    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [nn.Parameter(matrix.detach().clone()) for matrix in ours]
+    rates = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9}
+    mine = Muon(ours, **rates)
+    original = torch.optim.Muon(theirs, **rates, adjust_lr_fn="match_rms_adamw")
+    before = [matrix.detach().clone() for matrix in ours]
+    for _ in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = b.grad = torch.randn_like(a)
+        ours[4].grad = theirs[4].grad = None
+        mine.step()
+        original.step()
+    for a, b, first in zip(ours, theirs, before, strict=True):
+        moved = (b - first).detach()
+        assert torch.dist(a.detach(), b.detach()) <= 0.02 * moved.norm(), a.shape
+    assert torch.equal(ours[4], before[4])
+    a, b = (optimizer.state_dict()["state"] for optimizer in (mine, original))
+    assert a.keys() == b.keys()
+    assert all(torch.allclose(a[n]["momentum_buffer"], b[n]["momentum_buffer"]) for n in a)
 
 
 def test_a_resumed_run_equals_one_that_never_stopped(

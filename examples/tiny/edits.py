@@ -14,6 +14,8 @@ from examples.tiny.words import Order, Slots
 CANONICAL = 0.36
 """Width of a thing that was asked for, as a share of the picture's unit: with its drawing and place known, the target
 is the only right answer."""
+NEAR, LARGEST = 0.05, 0.42
+"""How far from a cell's middle, and how wide, the things that stand in cells are at most."""
 CELLS = tuple((column, row) for row in range(3) for column in range(3))
 NAMES = tuple(COLOURS)
 NO_COLOUR = (float("nan"),) * 3
@@ -123,6 +125,13 @@ class Draft:
     def widths(self, share: float) -> tuple[float, float]:
         """A square of `share` units, in shares of the picture's width and height."""
         return share * self.unit / self.size[0], share * self.unit / self.size[1]
+
+    def usual(self, layer: Layer) -> bool:
+        """Whether a thing stands about where one is put that was asked for, and is about as large: then what replaces
+        it is drawn just as an added one, instead of a little to the side and a little larger or smaller."""
+        cx, cy = (0.2 + 0.3 * step for step in layer.cell)
+        near = abs(layer.cx - cx) <= NEAR and abs(layer.cy - cy) <= NEAR
+        return near and layer.w <= self.widths(LARGEST)[0]
 
     def drawing(self, noun: int) -> int:
         """One of a noun's drawings: not a held-out one in training, rather a held-out one otherwise."""
@@ -276,7 +285,8 @@ def replace(draft: Draft) -> None:
     layer = (draft.existing() if draft.orders else None) or draft.subject()
     name, noun = draft.call(layer), draft.pick()
     new = draft.place(noun, canonical=True, cell=layer.cell)
-    new.cx, new.cy, new.w, new.h = layer.cx, layer.cy, layer.w, layer.h
+    if not draft.usual(layer):
+        new.cx, new.cy, new.w, new.h = layer.cx, layer.cy, layer.w, layer.h
     layer.after = new.before = False
     draft.layers.insert(draft.layers.index(layer) + 1, new)
     draft.orders.append(Order("replace", Slots(x=name, y=draft.name(noun))))

@@ -35,6 +35,7 @@ from examples.tiny.model import (
     with_words,
     write_model,
 )
+from examples.tiny.muon import Muon
 from examples.tiny.plans import SIZE_WEIGHTS, Recipe
 from examples.tiny.replay import KINDS, Batch, Replay, Schedule
 
@@ -60,10 +61,10 @@ class Trainer:
         matrices, rest = split_parameters(net)
         self.rest = rest
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "muon": torch.optim.Muon(
-                matrices, lr=rates.muon, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+            "muon": Muon(matrices, lr=rates.muon, weight_decay=0.01, momentum=0.95),
+            "adamw": torch.optim.AdamW(
+                rest, lr=rates.adamw, betas=(0.9, 0.98), weight_decay=0.0, fused=device.type == "cuda"
             ),
-            "adamw": torch.optim.AdamW(rest, lr=rates.adamw, betas=(0.9, 0.98), weight_decay=0.0),
         }
         self.average = {name: p.detach().clone() for name, p in net.named_parameters()}
         self.step = 0

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from examples.tiny import bank, figures
 from examples.tiny.compose import compose
 from examples.tiny.model import SHIPPED, copy_model, open_model
+from examples.tiny.muon import Muon
 from examples.tiny.plans import Recipe, make_plan
 from examples.tiny.train import Log
 
@@ -37,9 +38,7 @@ class Kernels:
     def __init__(self, kernels: list[nn.Parameter]) -> None:
         self.kernels = kernels
         self.matrices = [nn.Parameter(kernel.detach().flatten(1)) for kernel in kernels]  # the same memory
-        self.optimizer = torch.optim.Muon(
-            self.matrices, lr=RATES["muon"], weight_decay=0, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-        )
+        self.optimizer = Muon(self.matrices, lr=RATES["muon"], weight_decay=0, momentum=0.95)
 
     def step(self, rate: float) -> None:
         for matrix, kernel in zip(self.matrices, self.kernels, strict=True):

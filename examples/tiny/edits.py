@@ -337,8 +337,8 @@ EDITS: dict[str, Callable[[Draft], None]] = {
     **{name: partial(effect, name=name) for name in EFFECTS},
 }  # fmt: skip
 WEIGHTS = {
-    "add": 0.13, "add coloured": 0.045, "add several": 0.03, "remove": 0.14, "remove all": 0.06,
-    "remove people": 0.06, "replace": 0.22, "recolour": 0.11, "background": 0.035, "background plain": 0.015,
+    "add": 0.12, "add coloured": 0.045, "add several": 0.035, "remove": 0.16, "remove all": 0.06,
+    "remove people": 0.06, "replace": 0.25, "recolour": 0.11, "background": 0.035, "background plain": 0.015,
     "background blur": 0.02, "background grey": 0.02, "nothing": 0.035, "compound": 0.09,
     **dict.fromkeys(EFFECTS, 0.007),
 }  # fmt: skip

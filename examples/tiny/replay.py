@@ -26,7 +26,7 @@ from examples.tiny.model import through_vae, to_tokens, token_ids
 from examples.tiny.plans import SIZES, Plan, Recipe
 
 KINDS = tuple(WEIGHTS)
-CHUNK = 128  # pairs composited and encoded at once
+CHUNK = 256  # pairs composited and encoded at once
 TRIPS = ((0.04, 3), (0.1, 2), (0.25, 1))
 """Share of inputs (cumulative) that went this often through the VAE, as those of a second turn have."""
 CHANGED_WEIGHT, WHOLE_WEIGHT, WHOLE = 5.0, 1.5, 0.6

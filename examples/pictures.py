@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from core.edit import images
-from core.edit.studio import LocalStudio
+from core.edit.studio import LoadedSession, LocalStudio
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT / "examples" / "photos"
@@ -54,6 +54,10 @@ CARD = (
     Chain("sunset.jpg", ("Add fog",)),
     Chain("sunset.jpg", ("Add a rocket at the top right", "Replace the rocket with a moon")),
     Chain("sunset.jpg", ("Make it a watercolour painting",)),
+    Chain("pavilion.jpg", ("Add a police officer at the bottom left", "Remove all the people in this image")),
+    Chain("sunset.jpg", ("Add two balloons at the top and add fog",)),
+    Chain("pavilion.jpg", ("Show me a green apple on the right",)),
+    Chain("sunset.jpg", ("Add a rocket at the top right", "I'd like the rocket to be blue")),
 )
 
 
@@ -64,14 +68,14 @@ def main(strip: Path, card: Path) -> None:
     _sheet([_edit(editor, chain)[-2:] for chain in CARD], CARD, columns=2, height=160).save(card, quality=88)
 
 
-def _edit(editor, chain: Chain) -> list[Image.Image]:
+def _edit(editor: LoadedSession, chain: Chain) -> list[Image.Image]:
     """The photograph and the result of each turn."""
     spec = editor.model.spec
     results = [images.load(PHOTOS / chain.photo).rgb]
     for turn, prompt in enumerate(chain.prompts):
         edit = editor.edit(
             results[-1], prompt, seed=SEED + turn, steps=spec.steps, guidance=spec.guidance,
-            keep_model_size=False, on_step=None, resume=None,
+            keep_model_size=False, context_refresh=1, on_step=None, resume=None,
         )  # fmt: skip
         results.append(edit.image)
     return results
@@ -79,7 +83,6 @@ def _edit(editor, chain: Chain) -> list[Image.Image]:
 
 def _sheet(rows: list[list[Image.Image]], chains: tuple[Chain, ...], *, columns: int, height: int) -> Image.Image:
     """Rows of pictures of one height, each picture captioned by the prompt that made it."""
-    font = ImageFont.load_default(size=14)
     scaled = [[image.resize((round(image.width * height / image.height), height)) for image in row] for row in rows]
     width = max(sum(image.width + GAP for image in row) for row in scaled)
     lines = -(-len(rows) // columns)
@@ -89,9 +92,19 @@ def _sheet(rows: list[list[Image.Image]], chains: tuple[Chain, ...], *, columns:
         x, y = index % columns * width + GAP, index // columns * (height + CAPTION + GAP) + GAP
         for image, caption in zip(row, ["", *chain.prompts][-len(row) :], strict=True):
             sheet.paste(image, (x, y))
+            font = _fitting(caption, width // len(row) - GAP)
             draw.text((x, y + height + 2), caption, fill="black", font=font)
             x += image.width + GAP
     return sheet
+
+
+def _fitting(caption: str, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The largest font, to 14 pixels, in which the caption is no wider than that."""
+    for size in range(14, 9, -1):
+        font = ImageFont.load_default(size=size)
+        if font.getlength(caption) <= width:
+            break
+    return font
 
 
 if __name__ == "__main__":

@@ -19,6 +19,13 @@ from core.edit.models import MODELS
 from core.edit.quantized import QUANT_FILE, Emulated, load_transformer
 
 TINY = MODELS["kontext-tiny"].folder / "transformer"  # type: ignore[operator]
+CONFIG = json.loads((TINY / "config.json").read_text())
+DOUBLE, SINGLE = CONFIG["num_layers"], CONFIG["num_single_layers"]
+BLOCKS = DOUBLE + SINGLE
+LINEARS = 14 * DOUBLE + 6 * SINGLE
+"""Of the blocks, modulations among them; the model has ten more."""
+VALUES = 2 * DOUBLE + SINGLE
+"""Those that project to values; as many project to keys, and to queries."""
 RANK = 32
 TEXT_TOKENS = 48
 
@@ -135,7 +142,7 @@ def random_inputs(tokens: int, seed: int, text_tokens: int = TEXT_TOKENS) -> dic
     return {
         "hidden_states": normal(1, tokens, 64),
         "encoder_hidden_states": normal(1, text_tokens, 128),
-        "pooled_projections": normal(1, 64),
+        "pooled_projections": 0.37 * normal(1, 64),  # as CLIP's are; the others vary by about 1
         "timestep": torch.rand(1, generator=generator),
         "img_ids": ids,
         "txt_ids": torch.zeros(text_tokens, 3),

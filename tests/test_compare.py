@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import PHOTOS
 from PIL import Image, ImageOps
-from small_checkpoints import TINY, source
+from small_checkpoints import BLOCKS, TINY, source
 
 from core.edit import artifacts, inventory
 from core.edit.quantized import Emulated, load_transformer
@@ -125,7 +125,7 @@ def test_the_command_tells_both_distances(checkpoint, tmp_path):
     assert first["to_target"]["psnr"] < 40
     assert second["to_target"] is None
     assert told["edits"]["bf16"][0]["to_bf16"] is None
-    assert len(told["blocks"]["fp8"]) == 8
+    assert len(told["blocks"]["fp8"]) == BLOCKS
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width == 7 * 198 + 6
     assert inventory.look().comparisons == {}  # your own pictures are no measure for others

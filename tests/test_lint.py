@@ -40,8 +40,8 @@ def test_sound_graphs_pass(precision: str) -> None:
     assert report.problems == []
     assert lint(path, precision).problems == []
     low = {"bf16": "bf16", "fp8": "fp8"}.get(precision, "fp4")
-    assert report.gemms[low] == (74 if precision == "bf16" else 64)
-    assert report.bmms == ({"bf16": 16} if precision == "bf16" else {"fp8": 16})
+    assert report.gemms[low] == small.LINEARS + (10 if precision == "bf16" else 0)
+    assert report.bmms == {"bf16" if precision == "bf16" else "fp8": 2 * small.BLOCKS}
     if precision != "bf16":
         assert {"x_embedder": "embedder", "proj_out": "last layer"}.items() <= report.high.items()
     if precision == "fp4":
@@ -61,7 +61,7 @@ def test_attention_left_unquantized(planted: Callable[..., Path]) -> None:
         "attention transformer_blocks.1.attn: q k^T is high x high, not fp8 x fp8",
         "attention transformer_blocks.1.attn: softmax v is fp8 x high, not fp8 x fp8",
     ]
-    assert report.bmms == {"fp8": 14, "bf16": 2}
+    assert report.bmms == {"fp8": 2 * small.BLOCKS - 2, "bf16": 2}
 
 
 @pytest.mark.parametrize("precision", ["fp8", "fp4-svd"])
@@ -78,7 +78,7 @@ def test_softmax_rounded_at_another_scale(planted: Callable[..., Path]) -> None:
         tensor(model, "softmax_scale").raw_data = np.float32(1.0).tobytes()
 
     problems = lint(planted("fp8", fault), "fp8").problems
-    assert sum("the softmax is rounded at 1, not 1/448" in problem for problem in problems) == 8
+    assert sum("the softmax is rounded at 1, not 1/448" in problem for problem in problems) == small.BLOCKS
 
 
 @pytest.mark.parametrize("precision", ["fp8", "fp4"])
@@ -181,7 +181,8 @@ def test_fp4_weights_packed_with_unrounded_scales(planted: Callable[..., Path], 
 
 def test_a_graph_of_another_precision() -> None:
     problems = lint(small.graph("fp8") / "model.onnx", "fp4").problems
-    assert len(problems) == 34  # of 64 linears; the 30 projections to queries, keys and values may run in fp8
+    may_be_fp8 = 3 * small.VALUES  # projections to queries, keys and values
+    assert len(problems) == small.LINEARS - may_be_fp8
     assert any("nothing of it is quantized" in p for p in lint(small.graph("bf16") / "model.onnx", "fp8").problems)
     assert any("should stay bf16" in p for p in lint(small.graph("fp8") / "model.onnx", "bf16").problems)
 

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import small_checkpoints as small
 from test_inventory import engine, stored
 from watching import shown, toasts, until
 
@@ -78,7 +79,7 @@ async def test_from_nothing_to_an_engine_that_is_looked_into_and_removed_again(d
         await until(pilot, lambda: "? not verified" in shown(app) and "flavour tensorrt_rtx" in shown(app))
         await until(pilot, lambda: "c Cancel" not in shown(app))
         await pilot.press("l")  # the cursor is on what was made
-        await until(pilot, lambda: "attention  16 bf16 products" in shown(app), SECONDS)
+        await until(pilot, lambda: f"attention  {2 * small.BLOCKS} bf16 products" in shown(app), SECONDS)
         await pilot.press("escape", "v")
         await until(pilot, lambda: "✗ verify kontext-tiny bf16  failed" in shown(app), SECONDS)
         await until(pilot, lambda: "a TensorRT engine needs an NVIDIA GPU, and none is in reach" in shown(app))

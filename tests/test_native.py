@@ -59,8 +59,8 @@ def test_kept_keys_and_values_stand_in_for_the_context(precision, conditioning, 
     run = NativeRuntime(transformer(precision), precision)
     full, partial = steps(run, conditioning, latents, True, False)
     assert error(partial, full) < (1e-5 if precision == "fp32" else 2e-3)
-    blocks, size = 8, 4 if precision == "fp32" else 1
-    assert run.kept_bytes == blocks * 2 * TOKENS * 4 * 64 * size
+    size = 4 if precision == "fp32" else 1
+    assert run.kept_bytes == small.BLOCKS * 2 * TOKENS * 4 * 64 * size
     other = replace(conditioning, context=torch.roll(conditioning.context, 1, dims=1))
     with torch.inference_mode():  # what is kept matters
         predict = run.begin(other, keep_context=True)
@@ -142,10 +142,11 @@ def test_no_mode_of_torch_is_asked_for(conditioning, latents):
         ("gelu", lambda *a, **k: (ops.gelu(*a, **k), a[2].copy_((a[2].float() * 0.5).to(a[2].dtype)))),
         ("modulate", lambda x, shift, scale, out, *a: ops.modulate(x, scale, shift, out, *a)),
         ("attend", lambda q, k, v, out, attention: ops.attend(k, k, v, out, attention)),
+        ("heads", lambda x, p, n, cos, sin, *a: ops.heads(x, p, n, torch.ones_like(cos), torch.zeros_like(sin), *a)),
         ("heads", lambda *a, **k: None),
         ("heads", lambda *a, **k: 1 / 0),
     ],
-    ids=["half of it", "exchanged", "keys twice", "nothing written", "cannot run"],
+    ids=["half of it", "exchanged", "keys twice", "no places", "nothing written", "cannot run"],
 )
 def test_kernels_that_compute_something_else_are_left_out(precision, name, wrong, conditioning, latents):
     broken = ModuleType("broken")

@@ -76,7 +76,7 @@ def test_fp4_weights_dequantize_to_the_checkpoints(precision: str) -> None:
     model = onnx.load(small.graph(precision) / "model.onnx")
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     linears = [name.removesuffix(".weight_scale_2") for name in stored if name.endswith(".weight_scale_2")]
-    assert len(linears) == 64
+    assert len(linears) == small.LINEARS
     for name in linears:
         codes = onnx.numpy_helper.to_array(tensors[f"{name}.weight"]).astype(np.float32)
         blocks = onnx.numpy_helper.to_array(tensors[f"{name}.weight_scale"]).astype(np.float32)
@@ -185,7 +185,7 @@ class TestCommand:
         command("fp8", "kontext-tiny", json=True)
         first = json.loads(capsys.readouterr().out)
         assert first["built"]
-        assert first["gemms"] == {"bf16": 10, "fp8": 64}
+        assert first["gemms"] == {"bf16": 10, "fp8": small.LINEARS}
         assert Path(first["path"]).parent.parent.name == "onnx"
         command("fp8", "kontext-tiny", output=tmp_path / "copy", json=True)
         second = json.loads(capsys.readouterr().out)

@@ -274,5 +274,5 @@ def test_fp8_graph_is_modelopts_model(tmp_path: Path) -> None:
         values.update(found)
         with torch.inference_mode():
             assert error(fake(**inputs, return_dict=False)[0], latent) < 1e-5
-    assert np.mean(apart["elsewhere"]) < 1e-4
+    assert np.mean(apart["elsewhere"]) < 1e-3  # one of a modulation's 256 inputs is 4e-3 of them
     assert 1e-3 < np.mean(apart["behind attention"]) < 0.5

@@ -169,7 +169,7 @@ def test_auto_takes_what_fits_and_says_so(tiny_card):
     made = stored("checkpoint", "fp4")
     small = chosen(tiny_card(10_000_000))
     assert (small.runtime, small.precision) == ("torch", "fp4")
-    assert small.reason.startswith("22 MB of BF16 weights with ")
+    assert small.reason.startswith("28 MB of BF16 weights with ")
     assert small.reason.endswith(" free: taking fp4 (0 MB)")
     assert made.size < 100_000
     assert chosen(tiny_card(whole)).precision == "bf16"  # FP4 by torch saves memory and costs time

@@ -55,13 +55,13 @@ class TestInjection:
                 wanted = (4, 3) if precision == "fp8" or name.endswith(VALUES) else (2, 1)
                 assert module.weight_quantizer.num_bits == module.input_quantizer.num_bits == wanted, name
                 formats[str(wanted)] += 1
-        assert sum(formats.values()) == 64
-        assert formats["(4, 3)"] == (64 if precision == "fp8" else 10)
+        assert sum(formats.values()) == small.LINEARS
+        assert formats["(4, 3)"] == (small.LINEARS if precision == "fp8" else small.VALUES)
 
     def test_every_attention_has_its_three_inputs(self, injected):
         _, model = injected
         found = [m for m in model.modules() if hasattr(m, "q_bmm_quantizer")]
-        assert len(found) == 8
+        assert len(found) == small.BLOCKS
         for module in found:
             for part in "qkv":
                 quantizer = getattr(module, f"{part}_bmm_quantizer")
@@ -76,7 +76,7 @@ class TestInjection:
         about = json.loads((tmp_path / QUANT_FILE).read_text())
         assert about["recipe"] == precision
         assert about["hadamard"] is True
-        assert len(about["attention"]) == 8
+        assert len(about["attention"]) == small.BLOCKS
         loaded = load_transformer(tmp_path, CPU, torch.float32, Emulated())
         packed = {n: m for n, m in loaded.named_modules() if isinstance(m, QuantLinear)}
         assert {n for n, m in packed.items() if not m.is_fp4} == {
@@ -85,7 +85,7 @@ class TestInjection:
         given = Sample().inputs()
         with torch.inference_mode():
             error = relative(loaded(**given)[0], tiny.transformer(**given)[0])
-        assert 1e-3 < error < (0.1 if precision == "fp8" else 0.4), "quantized, and no more than that"
+        assert 1e-3 < error < (0.15 if precision == "fp8" else 0.4), "quantized, and no more than that"
 
 
 def test_nothing_is_quantized_to_an_unknown_precision():

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+import small_checkpoints as small
 from conftest import ROOT
 
 from core.edit.runtimes import PRECISIONS
@@ -102,9 +103,10 @@ def test_engines_are_built_and_keep_their_promises(home, graphs, precision, sm):
     linted = json.loads(run(home, "engine", "lint", engine["key"][:12], "--json").stdout)
     report = linted[0] if isinstance(linted, list) else linted
     assert report["problems"] == []
-    low = {"bf16": {}, "fp8": {"fp8": 64}, "fp4": {"fp4": 54, "fp8": 10}, "fp4-svd": {"fp4": 54, "fp8": 10}}
+    fp4 = {"fp4": small.LINEARS - small.VALUES, "fp8": small.VALUES}
+    low = {"bf16": {}, "fp8": {"fp8": small.LINEARS}, "fp4": fp4, "fp4-svd": fp4}
     assert {kind: n for kind, n in report["gemms"].items() if kind != "bf16"} == low[precision]
-    assert report["bmms"] == ({"bf16": 16} if precision == "bf16" else {"fp8": 16})
+    assert report["bmms"] == {"bf16" if precision == "bf16" else "fp8": 2 * small.BLOCKS}
 
 
 def test_fp4_for_a_gpu_that_has_none_is_refused_with_the_reason(home, graphs):

@@ -141,7 +141,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, "kontext-tiny", replace(MODELS["kontext-tiny"], folder=tmp_path / "kontext-tiny"))
     key = artifacts.model_hash(tmp_path / "kontext-tiny" / "transformer")
     monkeypatch.setattr(inventory, "_installed", lambda flavour: "1.7.1.116")
-    rtx = {"flavour": "tensorrt_rtx", "version": "1.7.1.116", "profile": "512-512-512+48"}
+    rtx = {"flavour": "tensorrt_rtx", "version": "1.7.1.116", "profile": "504-512-520+48"}
     put("onnx", "bf16", 22, model=key)
     put("checkpoint", "fp8", 11, model=key, recipe="2a7f", calibration="91bc-8")
     broken = put("onnx", "fp8", 11, model=key)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_checkpoints as small_models
 import torch
 from torch import nn
 
@@ -112,7 +113,7 @@ def test_fresh_weights_say_that_nothing_moves(small: Model) -> None:
 def test_matrices_of_blocks_go_to_muon(tiny: Any) -> None:
     net = nn.ModuleDict({name: getattr(tiny, name) for name in ("transformer", "text_encoder", "text_encoder_2")})
     matrices, rest = split_parameters(net)
-    assert len(matrices) == 2 * 12 + 6 * 5
+    assert len(matrices) == 12 * small_models.DOUBLE + 5 * small_models.SINGLE
     assert {id(p) for p in matrices}.isdisjoint(id(p) for p in rest)
     assert sum(p.numel() for p in [*matrices, *rest]) == sum(p.numel() for p in net.parameters())
 
@@ -160,6 +161,8 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     assert len(parts) > 3
     curve = [json.loads(line) for line in (tmp_path / "b" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in curve if "loss" in line] == [1, 2, 3, 4]
+    for part in ("transformer", "text_encoder", "text_encoder_2"):
+        assert str(tmp_path) not in (tmp_path / "a" / "model" / part / "config.json").read_text()
     spec = find_spec(str(tmp_path / "a" / "model"))
     model = open_model(locate(spec), CPU)
     result = figures.edit(model, torch.rand(1, 3, 256, 256), ["Remove all the people"], steps=1, seed=1)
@@ -215,6 +218,7 @@ def test_a_vae_that_settles_leaves_latents_what_they_were(
     written = open_model(tmp_path / "model", CPU).vae
     assert written.config.scaling_factor == model.vae.config.scaling_factor
     assert all(torch.equal(value, encoder[name]) for name, value in written.encoder.state_dict().items())
+    assert "_name_or_path" not in (tmp_path / "model" / "vae" / "config.json").read_text()
 
 
 def test_a_state_in_parts_comes_back_whole(tmp_path: Path, small: Model) -> None:

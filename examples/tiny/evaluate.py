@@ -120,6 +120,9 @@ def measure_kinds(exam: Examiner) -> dict[str, Any]:
             "wrong": _mean(figures.psnr(exam.edit(pairs.source, others), pairs.target, inside)),
             "vae": _mean(figures.psnr(through, pairs.target, inside)),
         }
+        if kind.startswith("remove") and (filled := figures.inpainted(pairs.source, pairs.mask)) is not None:
+            done = figures.undone(filled, pairs.source, pairs.target, pairs.mask) < figures.LEFT_UNDONE
+            figure["inpainted"] = _mean(done)
         found[kind] = _rounded(figure)
         print(kind, json.dumps(found[kind]), flush=True)
         shown = zip(pairs.source, result, pairs.target, prompts, strict=True)

@@ -89,6 +89,19 @@ def all_done(image: Tensor, source: Tensor, target: Tensor, mask: Tensor, things
     return done & ((undone(image, source, target, rest) < LEFT_UNDONE) | (rest.mean((1, 2, 3)) < 0.05))
 
 
+def inpainted(source: Tensor, mask: Tensor) -> Tensor | None:
+    """What a program makes of removals that is told where they are: OpenCV's inpainting (Telea, 2004) of the exact
+    mask and a pixel around it. What it cannot guess from the surroundings is hard to guess. None without OpenCV."""
+    try:
+        import cv2
+    except ImportError:
+        return None
+    pictures = (source.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    holes = F.max_pool2d(mask, 3, 1, 1)[:, 0].to(torch.uint8).cpu().numpy()
+    filled = [cv2.inpaint(picture, hole, 5, cv2.INPAINT_TELEA) for picture, hole in zip(pictures, holes, strict=True)]
+    return torch.stack([torch.from_numpy(each) for each in filled]).permute(0, 3, 1, 2).to(source) / 255
+
+
 def colour_found(image: Tensor, source: Tensor, thing: Tensor) -> Tensor:
     """[N]: the index of the colour that the thing's mean is nearest to, of the source's thing in each colour."""
     area = thing.float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -59,7 +60,7 @@ def with_words(source: Path, target: Path, index: Index) -> None:
     encoder.resize_token_embeddings(size, mean_resizing=False)
     with torch.no_grad():
         encoder.get_input_embeddings().weight[first:] = rows
-    encoder.to(torch.bfloat16).save_pretrained(target / "text_encoder_2")
+    save_part(encoder, target / "text_encoder_2")
 
 
 def more_blocks(folder: Path, count: int) -> None:
@@ -80,7 +81,7 @@ def more_blocks(folder: Path, count: int) -> None:
             blocks[index].load_state_dict(blocks[index - min(count, first)].state_dict())
             blocks[index].proj_out.weight.zero_()
             blocks[index].proj_out.bias.zero_()
-    new.to(torch.bfloat16).save_pretrained(folder / "transformer")
+    save_part(new, folder / "transformer")
 
 
 def start_anew(net: nn.ModuleDict, seed: int) -> None:
@@ -193,4 +194,13 @@ def write_model(
         raise ValueError(f"weights that the model has no place for: {missing.unexpected_keys[:3]}")
     for name in PARTS:
         shutil.rmtree(target / name, ignore_errors=True)
-        copy.deepcopy(blank[name]).to(torch.bfloat16).save_pretrained(target / name, max_shard_size=shard)
+        save_part(copy.deepcopy(blank[name]), target / name, shard)
+
+
+def save_part(module: Any, folder: Path, shard: str = "1GB") -> None:
+    """Write a diffusers or transformers module, which becomes BF16; not where it was read from."""
+    module.to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard)
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config.pop("_name_or_path", None)
+    file.write_text(json.dumps(config, indent=2) + "\n")

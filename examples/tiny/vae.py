@@ -2,14 +2,13 @@
 
 Crops of the same pictures that `train` composites, L1 + 2 MSE + 3e-4 KL, and 0.2 LPIPS (VGG) where the package
 `lpips` is installed. Writes RUN/model, which `train --start RUN/model --from-scratch` goes on from: a new VAE means
-new latents. With `--settle` the latents of pictures stay what they were, so that a transformer goes on serving, and
-what is drawn from them learns to be encoded to them again: a picture changes less as it goes through turn after turn.
+new latents. With `--settle` the decoder alone learns, so that what it draws is encoded to what it was drawn from: a
+picture that goes through it turn after turn changes less, and the transformer's latents stay what they were.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from examples.tiny import bank, figures
 from examples.tiny.compose import compose
-from examples.tiny.model import SHIPPED, copy_model, open_model
+from examples.tiny.model import SHIPPED, copy_model, open_model, save_part
 from examples.tiny.muon import Muon
 from examples.tiny.plans import Recipe, make_plan
 from examples.tiny.train import Log
@@ -49,20 +48,33 @@ class Kernels:
 
 
 class VaeTrainer:
-    """A VAE (diffusers' AutoencoderKL) and its optimizers. settle: its latents stay what they are."""
+    """A VAE (diffusers' AutoencoderKL) and its optimizers. settle: its decoder alone learns."""
 
     def __init__(self, vae: nn.Module, learned: Distance | None, *, settle: bool = False) -> None:
-        self.first = copy.deepcopy(vae).requires_grad_(False).eval() if settle else None
-        self.vae, self.learned = vae.requires_grad_(True).train(), learned
-        kernels = [p for p in vae.parameters() if p.ndim == 4 and min(p.shape[:2]) >= 16]
+        self.vae, self.learned, self.settle = vae.requires_grad_(not settle).train(), learned, settle
+        if settle:
+            vae.decoder.requires_grad_(True)  # type: ignore[operator,union-attr]
+        learning = [p for p in vae.parameters() if p.requires_grad]
+        kernels = [p for p in learning if p.ndim == 4 and min(p.shape[:2]) >= 16]
         chosen = {id(p) for p in kernels}
-        self.rest = [p for p in vae.parameters() if id(p) not in chosen]
+        self.rest = [p for p in learning if id(p) not in chosen]
         self.muon = Kernels(kernels)
         self.adamw = torch.optim.AdamW(self.rest, lr=RATES["adamw"], betas=(0.9, 0.98), weight_decay=0)
 
     def take(self, image: Tensor, rate: float) -> float:
         """One step on crops [N, 3, CROP, CROP] in -1..1; their PSNR in dB before it."""
-        loss, result = self._settling(image) if self.first is not None else self._learning(image)
+        posterior = self.vae.encode(image).latent_dist  # type: ignore[operator]
+        latents = posterior.mode() if self.settle else posterior.sample()
+        result = self.vae.decode(latents).sample  # type: ignore[operator]
+        square = ((result - image) ** 2).mean()
+        loss = (result - image).abs().mean() + MIX * square
+        if self.settle:
+            second = self.vae.encode(result.clamp(-1, 1)).latent_dist.mode()  # type: ignore[operator]
+            result2 = self.vae.decode(second).sample  # type: ignore[operator]
+            loss = loss + (result2 - image).abs().mean() + MIX * ((result2 - image) ** 2).mean()
+            loss = loss + AGAIN * ((second - latents) ** 2).mean() / latents.var()
+        else:
+            loss = loss + KL * 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         if self.learned is not None:
             few = slice(0, max(1, len(image) // 3))
             loss = loss + LEARNED * self.learned(result[few], image[few]).mean()
@@ -72,34 +84,7 @@ class VaeTrainer:
         self.muon.step(rate)
         self.adamw.param_groups[0]["lr"] = rate * RATES["adamw"]
         self.adamw.step()
-        return 10 * math.log10(4 / float(((result - image) ** 2).mean().detach()))
-
-    def _learning(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = self.vae.encode(image).latent_dist  # type: ignore[operator]
-        result = self.vae.decode(posterior.sample()).sample  # type: ignore[operator]
-        narrow = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-        return _apart(result, image) + KL * narrow, result
-
-    def _settling(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """What the first encoder makes of a picture is what this one shall make of it, and of what is drawn from it."""
-        assert self.first is not None
-        with torch.no_grad():
-            wanted = self.first.encode(image).latent_dist.mode()  # type: ignore[operator]
-        encoded = self.vae.encode(image).latent_dist.mode()  # type: ignore[operator]
-        drawn = self.vae.decode(wanted).sample  # type: ignore[operator]
-        again = self.vae.encode(_eight_bits(drawn)).latent_dist.mode()  # type: ignore[operator]
-        redrawn = self.vae.decode(again).sample  # type: ignore[operator]
-        away = ((encoded - wanted) ** 2).mean() + ((again - wanted) ** 2).mean()
-        return _apart(drawn, image) + _apart(redrawn, image) + AGAIN * away / wanted.var(), drawn
-
-
-def _apart(result: Tensor, image: Tensor) -> Tensor:
-    return (result - image).abs().mean() + MIX * ((result - image) ** 2).mean()
-
-
-def _eight_bits(image: Tensor) -> Tensor:
-    """A picture in -1..1 with the noise of rounding, which has a gradient."""
-    return image.clamp(-1, 1) + (torch.rand_like(image) - 0.5) / 127.5
+        return 10 * math.log10(4 / float(square.detach()))
 
 
 @torch.no_grad()
@@ -124,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--start", type=Path, default=SHIPPED)
     parser.add_argument("--from-scratch", action="store_true", help="fresh weights of the start's shape")
-    parser.add_argument("--settle", action="store_true", help="keep the latents, for pictures of many turns")
+    parser.add_argument("--settle", action="store_true", help="the decoder alone, for pictures of many turns")
     parser.add_argument("--rate", type=float, default=1.0, help="of the learning rates; 0.2 with --settle")
     parser.add_argument("--minutes", type=float, default=3)
     parser.add_argument("--batch", type=int, default=64)
@@ -155,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
         shift, scaling = latent_scale(vae, pictures[:64])
         vae.register_to_config(shift_factor=shift, scaling_factor=scaling)
     copy_model(args.start, args.run / "model", leave={"vae"})
-    vae.cpu().to(torch.bfloat16).save_pretrained(args.run / "model" / "vae")
+    save_part(vae.cpu(), args.run / "model" / "vae")
     unseen = make_plan(index, Recipe(sizes={"1:1": 1.0}, held_out=True), args.seed, 0, args.batch)
     held = compose(pixels, unseen).source.cpu()
     through, trips = held, []

@@ -7,6 +7,7 @@ gives such a proof once (`core.edit.runtimes.proof`); this one takes a second at
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -20,7 +21,8 @@ TEXT, IMAGE = 64, 192
 
 @torch.inference_mode()
 def disagreement(flux: Flux, ops: ModuleType, reference: ModuleType) -> float:
-    """How far what the blocks add by `ops` is from what they add by `reference`, |a - b| / |b|, of the worse one."""
+    """How far what the blocks add by `ops` is from what they add by `reference`, |a - b| / |b|, of the worse one;
+    and so are their queries, keys and attention, of which a block's sum may tell little when tokens are random."""
     generator = torch.Generator("cpu").manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -35,14 +37,36 @@ def disagreement(flux: Flux, ops: ModuleType, reference: ModuleType) -> float:
     before = torch.cat([text, image], 1).float()
     worst = 0.0
     for name in ("transformer_blocks.0", "single_transformer_blocks.0"):
-        added = []
+        found = []
         for each in (ops, reference):
-            blocks = flux.alone(each)
+            seen: list[torch.Tensor] = []
+            blocks = flux.alone(_watched(each, seen))
             if name not in blocks:
                 break
-            added.append(torch.cat(blocks[name](**given), 1).float() - before)
+            added = torch.cat(blocks[name](**given), 1).float() - before
+            found.append([added, *seen])
         else:
-            made, expected = added
-            error = float((made - expected).norm() / expected.norm())
-            worst = max(worst, error if error == error else float("inf"))  # NaN is no agreement
+            for made, expected in zip(*found, strict=True):
+                error = float((made - expected).norm() / expected.norm())
+                worst = max(worst, error if error == error else float("inf"))  # NaN is no agreement
     return worst
+
+
+def _watched(ops: ModuleType, seen: list[torch.Tensor]) -> ModuleType:
+    """The same operations, which leave a copy of the queries and keys, and of what attention makes of them."""
+    watched = ModuleType(ops.__name__)
+    vars(watched).update(vars(ops))
+
+    def heads(
+        x: Any, parts: Any, norms: Any, cos: Any, sin: Any, steps: Any, mixes: Any, q: Any, k: Any, v: Any,
+        *rest: Any,
+    ) -> None:  # fmt: skip
+        ops.heads(x, parts, norms, cos, sin, steps, mixes, q, k, v, *rest)
+        seen.extend(each.float() for each in (q, k) if each is not None)
+
+    def attend(q: Any, k: Any, v: Any, out: torch.Tensor, attention: Any) -> None:
+        ops.attend(q, k, v, out, attention)
+        seen.append(out.float())
+
+    vars(watched).update(heads=heads, attend=attend)
+    return watched

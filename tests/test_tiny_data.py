@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from core.edit.geometry import working_size
 from examples.tiny import bank, phrases, vocabulary, words
 from examples.tiny.compose import compose
-from examples.tiny.edits import EDITS, EFFECTS, WEIGHTS
+from examples.tiny.edits import CANONICAL, CELLS, EDITS, EFFECTS, WEIGHTS, middle
 from examples.tiny.heldout import PHRASINGS
 from examples.tiny.plans import LAYER_FIELDS, SIZES, Plan, Recipe, draft_pair, make_plan, part, plan_kinds, size_of
 
@@ -132,6 +132,25 @@ def test_every_kind_can_be_drafted_at_every_size(index: bank.Index) -> None:
                 assert draft.orders
                 assert len(draft.orders) == (2 if kind == "compound" else 1)
     assert set(WEIGHTS) == {*EDITS, "compound"}
+
+
+def test_what_replaces_a_thing_in_a_cell_is_drawn_like_an_added_one(index: bank.Index) -> None:
+    """One that is larger, or stands elsewhere, gives its place and size to what comes instead."""
+    cells = {middle(cell) for cell in CELLS}
+    like_added = elsewhere = 0
+    for seed in range(60):
+        draft = draft_pair(index, "replace", SIZES["3:2"], random.Random(seed), held_out=bool(seed % 2))
+        (old,) = (layer for layer in draft.layers if layer.before and not layer.after)
+        (new,) = (layer for layer in draft.layers if layer.after and not layer.before)
+        assert (new.flip, new.turn, new.colour) == (1.0, 0.0, -1)
+        if (new.w, new.h) == draft.widths(CANONICAL):
+            assert (new.cx, new.cy) in cells
+            assert max(abs(new.cx - old.cx), abs(new.cy - old.cy)) <= 0.05
+            like_added += 1
+        else:
+            assert (new.cx, new.cy, new.w, new.h) == (old.cx, old.cy, old.w, old.h)
+            elsewhere += 1
+    assert like_added > elsewhere > 5
 
 
 def test_a_thing_is_not_called_thing_beside_others(index: bank.Index) -> None:

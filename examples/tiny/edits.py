@@ -24,6 +24,11 @@ SOLO = ("add", "remove", "replace", "recolour", "background", "background plain"
 """Kinds that have more bystanders."""
 
 
+def middle(cell: tuple[int, int]) -> tuple[float, float]:
+    """Where a cell of the grid has its middle, in shares of the picture's width and height."""
+    return 0.2 + 0.3 * cell[0], 0.2 + 0.3 * cell[1]
+
+
 @dataclass
 class Layer:
     """A drawing on the picture. Places and widths in shares of the picture's width and height; colours as indices,
@@ -111,7 +116,7 @@ class Draft:
             cell = self.cells.pop() if self.cells else rng.choice(CELLS)
         elif cell in self.cells:
             self.cells.remove(cell)
-        cx, cy = (0.2 + 0.3 * step for step in cell)
+        cx, cy = middle(cell)
         if canonical:
             return Layer(noun, self.index.nouns[noun].sprites["f"][0], cx, cy, *self.widths(CANONICAL), cell=cell)
         colour = rng.randrange(len(NAMES)) if rng.random() < 0.18 else -1
@@ -129,7 +134,7 @@ class Draft:
     def usual(self, layer: Layer) -> bool:
         """Whether a thing stands about where one is put that was asked for, and is about as large: then what replaces
         it is drawn just as an added one, instead of a little to the side and a little larger or smaller."""
-        cx, cy = (0.2 + 0.3 * step for step in layer.cell)
+        cx, cy = middle(layer.cell)
         near = abs(layer.cx - cx) <= NEAR and abs(layer.cy - cy) <= NEAR
         return near and layer.w <= self.widths(LARGEST)[0]
 
